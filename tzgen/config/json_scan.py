@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every unknown name of a JSON config at once, each with line and column.
 
-json_format stops at the first mistake and knows no positions. `scan` reads the same text with a small
-position-keeping reader and walks it along the descriptors.
+json_format stops at the first mistake and knows no positions. `scan` reads the same text with a
+small reader that keeps them, and walks it along the descriptors.
 """
 
 from __future__ import annotations
@@ -10,28 +10,36 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from json.decoder import scanstring
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from tzgen.config.schema import is_map, is_message, join, unknown_field, wrong_value
+from tzgen.config.schema import (
+    is_map,
+    is_message,
+    join,
+    parse_scalar,
+    second_member,
+    type_name,
+    unknown_field,
+    wrong_value,
+)
 from tzgen.errors import Problem
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_SCALAR = re.compile(r"[^\s,\]}]+")
+_DECODER = json.JSONDecoder()
 _STRUCTS = "google.protobuf."
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A JSON value and where it starts; `value` is dict[str, (key offset, node)], list or a scalar."""
+    """A value and where it starts; `value` is dict[str, (key offset, node)], list or a scalar."""
 
     value: object
     offset: int
 
 
 def scan(text: str, root: Descriptor) -> list[Problem]:
-    """Unknown fields, unknown enum values and scalars where a message stands."""
+    """Unknown fields and enum values, values of the wrong type, two members of one oneof."""
     problems: list[Problem] = []
     _object(_read(text, _skip(text, 0))[0], [root], "", text, problems)
     return problems
@@ -62,19 +70,15 @@ def _read(text: str, offset: int) -> tuple[_Node, int]:
             at = _skip(text, at)
             at = _skip(text, at + 1) if text[at] == "," else at
         return _Node(items, offset), at + 1
-    if text[offset] == '"':
-        string, end = scanstring(text, offset + 1)
-        return _Node(string, offset), end
-    matched = _SCALAR.match(text, offset)
-    end = matched.end() if matched else offset + 1
-    return _Node(json.loads(text[offset:end]), offset), end
+    value, end = _DECODER.raw_decode(text, offset)
+    return _Node(value, offset), end
 
 
 def _read_object(text: str, offset: int) -> tuple[_Node, int]:
     members: dict[str, tuple[int, _Node]] = {}
     at = _skip(text, offset + 1)
     while text[at] != "}":
-        key, end = scanstring(text, at + 1)
+        key, end = _DECODER.raw_decode(text, at)
         node, after = _read(text, _skip(text, _skip(text, end) + 1))
         members[key] = (at, node)
         at = _skip(text, after)
@@ -86,14 +90,21 @@ def _object(
     node: _Node, enclosing: list[Descriptor], path: str, text: str, problems: list[Problem]
 ) -> None:
     if not isinstance(node.value, dict) or enclosing[-1].full_name.startswith(_STRUCTS):
-        return  # json_format itself names a value of the wrong shape
+        return
+    members: dict[str, str] = {}
     for key, (offset, value) in node.value.items():
         here = enclosing[-1]
         field = here.fields_by_name.get(key) or here.fields_by_camelcase_name.get(key)
         if field is None:
             problems.append(unknown_field(key, join(path, key), enclosing, place(text, offset)))
-        else:
-            _member(field, value, enclosing, join(path, field.name), text, problems)
+            continue
+        where = join(path, field.name)
+        if field.containing_oneof is not None:
+            oneof = field.containing_oneof.name
+            other = members.setdefault(oneof, field.name)
+            if other != field.name:
+                problems.append(second_member(field, other, f"{place(text, offset)}{where}"))
+        _member(field, value, enclosing, where, text, problems)
 
 
 def _member(
@@ -106,15 +117,56 @@ def _member(
 ) -> None:
     if is_map(field) or node.value is None:
         return
-    many = field.is_repeated and isinstance(node.value, list)
-    items = node.value if many else [node]
-    for index, item in enumerate(items):  # type: ignore[arg-type]
-        at = f"{path}[{index}]" if many else path
-        if is_message(field):
-            if isinstance(item.value, dict):
-                _object(item, [*enclosing, field.message_type], at, text, problems)
-            elif not field.message_type.full_name.startswith(_STRUCTS):
-                problems.append(wrong_value(field, str(item.value), at, place(text, item.offset)))
-        elif field.enum_type is not None and isinstance(item.value, str):
-            if item.value not in field.enum_type.values_by_name:
-                problems.append(wrong_value(field, item.value, at, place(text, item.offset)))
+    if not field.is_repeated:
+        _value(field, node, enclosing, path, text, problems)
+    elif isinstance(node.value, list):
+        for index, item in enumerate(node.value):
+            _value(field, item, enclosing, f"{path}[{index}]", text, problems)
+    else:
+        problems.append(
+            Problem(
+                f"{place(text, node.offset)}{path}",
+                "one value",
+                type_name(field),
+                "Wrap it in [ ].",
+            )
+        )
+
+
+def _value(
+    field: FieldDescriptor,
+    node: _Node,
+    enclosing: list[Descriptor],
+    path: str,
+    text: str,
+    problems: list[Problem],
+) -> None:
+    if is_message(field) and isinstance(node.value, dict):
+        _object(node, [*enclosing, field.message_type], path, text, problems)
+    elif is_message(field) and field.message_type.full_name.startswith(_STRUCTS):
+        return  # any JSON value is one
+    elif not _fits(field, node.value):
+        shown = "{ ... }" if isinstance(node.value, dict) else json.dumps(_plain(node.value))
+        problems.append(wrong_value(field, shown.strip('"'), path, place(text, node.offset)))
+
+
+def _plain(value: object) -> object:
+    return "[ ... ]" if isinstance(value, list) else value
+
+
+def _fits(field: FieldDescriptor, value: object) -> bool:
+    """Whether json_format takes this scalar for the field."""
+    if is_message(field) or isinstance(value, (dict, list)) or value is None:
+        return False
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return isinstance(value, str)
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    whole = isinstance(value, float) and value.is_integer()  # 1e3 is an integer in JSON
+    try:
+        parse_scalar(field, str(int(value)) if isinstance(value, float) and whole else str(value))
+    except ValueError:
+        return False
+    return True

@@ -15,16 +15,18 @@ from google.protobuf import json_format, text_format
 from google.protobuf.message import Message
 
 from tzgen.config import json_scan, text_scan
+from tzgen.config.dialect import modernise
 from tzgen.config.override import apply_overrides
 from tzgen.errors import ConfigError, Problem, UserError
+from tzgen.log import warn_once
 from tzgen.protos import pipeline_pb2
 
 
 def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> pipeline_pb2.PipelineConfig:
     """The config at `path` with `overrides` ("path.to.field=value") applied in order.
 
-    Raises UserError when there is no such file and ConfigError, listing every mistake, when it is not
-    a PipelineConfig. Fields are not checked against one another: that is `config.validate`.
+    Raises UserError when there is no such file and ConfigError, listing every mistake, when it is
+    not a PipelineConfig. Fields are not checked against one another: that is `config.validate`.
     """
     source = str(path)
     text = _read(Path(path))
@@ -34,12 +36,17 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = ()) -> pipeline_p
 
 
 def parse_pipeline(text: str, source: str = "config") -> pipeline_pb2.PipelineConfig:
-    """`text` as a PipelineConfig; `source` names it in messages, and chooses JSON by its ending."""
+    """`text` as a PipelineConfig; `source` names it in messages, and chooses JSON by its ending.
+
+    Older forms of TorchEasyRec are rewritten to today's, with one warning each (`dialect`).
+    """
     config = pipeline_pb2.PipelineConfig()
     if source.endswith(".json"):
         _merge_json(text, config, source)
     else:
         _merge_text(text, config, source)
+    for note in modernise(config):
+        warn_once(f"{source}: {note}")
     return config
 
 
@@ -118,8 +125,7 @@ def _merge_json(text: str, config: Message, source: str) -> None:
         try:
             json_format.ParseDict(parsed, config)
         except json_format.ParseError as error:
-            problems = [
-                Problem("JSON", "a value of the wrong type", "the field's type", f"{error}.")
-            ]
+            said = f"{str(error).rstrip('.')}."
+            problems = [Problem("JSON", "a value of the wrong type", "the field's type", said)]
     if problems:
         raise ConfigError(problems, source)

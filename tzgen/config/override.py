@@ -3,7 +3,7 @@
 
 train_config.num_steps=100                    a number, bool, string or enum name as it is written
 train_config.num_epochs=                      nothing: the field is unset (a string becomes "")
-feature_configs[3].id_feature.num_buckets=10  an element; [-1] is the last, [:] and [1:3] are several
+feature_configs[3].id_feature.num_buckets=10  an element; [-1] the last, [:] and [1:3] several
 feature_configs[id_feature.feature_name=user_id].id_feature.embedding_dim=16   elements by a value
 data_config.label_fields[+]=is_like           append; a path may go on below [+]
 ...action_weights=[1, 2]                      a whole list, in text format
@@ -64,7 +64,7 @@ def apply_edit_json(config: Message, text: str) -> None:
         edits = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"--edit_config_json: not JSON at line {error.lineno}, column {error.colno}: {error.msg}."
+            f"--edit_config_json: line {error.lineno}, column {error.colno}: not JSON: {error.msg}."
         ) from None
     if not isinstance(edits, dict):
         raise UserError(f"--edit_config_json: found {text!r}; expected an object of path -> value.")
@@ -88,7 +88,7 @@ def apply_edit_json(config: Message, text: str) -> None:
         raise ConfigError(problems, "--edit_config_json")
 
 
-def setfind_field(config: Message, path: str, value: str) -> None:
+def set_field(config: Message, path: str, value: str) -> None:
     """Set one field from text, in place; ConfigError when path or value do not fit the schema."""
     problems = _collect(config, path, value, path)
     if problems:

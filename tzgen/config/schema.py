@@ -40,7 +40,7 @@ def is_map(field: FieldDescriptor) -> bool:
 
 
 def type_name(field: FieldDescriptor) -> str:
-    """'uint32', 'string, repeated', 'one of TRITON, PYTORCH', 'message STU', 'map of string to uint64'."""
+    """'uint32', 'string, repeated', 'one of TRITON, PYTORCH', 'message STU', 'map of ...'."""
     if is_map(field):
         entry = field.message_type.fields_by_name
         return f"map of {type_name(entry['key'])} to {type_name(entry['value'])}"
@@ -63,18 +63,19 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """'Did you mean 'x'? Known: x, y, z.'"""
+def suggestion(name: str, known: Iterable[str], limit: int = 60) -> str:
+    """'Did you mean 'x'? Known: x, y, z.', with at most `limit` known names."""
     known = list(known)
     near = nearest(name, known)
     ask = f"Did you mean {near!r}? " if near else ""
-    return f"{ask}Known: {', '.join(known) or 'none'}."
+    more = f" and {len(known) - limit} more" if len(known) > limit else ""
+    return f"{ask}Known: {', '.join(known[:limit]) or 'none'}{more}."
 
 
 def unknown_field(
     name: str, path: str, enclosing: Iterable[Descriptor], place: str = ""
 ) -> Problem:
-    """`name` is no field of the innermost message; `enclosing` lists the messages from the root to it.
+    """`name` is no field of the innermost of the `enclosing` messages (root first).
 
     A name that an outer message, or a message directly below, does have was probably misplaced.
     """
@@ -104,6 +105,16 @@ def wrong_value(field: FieldDescriptor, text: str, path: str, place: str = "") -
         remedy = f"Write a {_NAMES[field.type]}{_range(field)}."
     element = type_name(field).removesuffix(", repeated")
     return Problem(f"{place}{path}", repr(text), element, remedy)
+
+
+def second_member(field: FieldDescriptor, other: str, path: str) -> Problem:
+    """`field` stands beside `other`, a member of the same oneof."""
+    return Problem(
+        path,
+        f"{field.name} beside {other}",
+        f"one member of {field.containing_oneof.name}",
+        f"Remove {other} or {field.name}.",
+    )
 
 
 def _range(field: FieldDescriptor) -> str:
@@ -149,3 +160,19 @@ def walk(message: Message, path: str = "") -> Iterator[tuple[str, Message]]:
 def join(path: str, name: str) -> str:
     """'a.b' from 'a' and 'b'; 'b' at the root."""
     return f"{path}.{name}" if path else name
+
+
+def messages_of() -> dict[str, Descriptor]:
+    """Every message that a PipelineConfig can hold, by its short name."""
+    from tzgen.protos import pipeline_pb2
+
+    found: dict[str, Descriptor] = {}
+    pending: list[Descriptor] = [pipeline_pb2.PipelineConfig.DESCRIPTOR]
+    while pending:
+        descriptor = pending.pop()
+        if found.setdefault(descriptor.name, descriptor) is not descriptor:
+            continue
+        for field in descriptor.fields:
+            if is_message(field) and not is_map(field) and field.message_type.name not in found:
+                pending.append(field.message_type)
+    return found

@@ -10,7 +10,15 @@ from __future__ import annotations
 from google.protobuf import text_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from tzgen.config.schema import is_map, is_message, join, parse_scalar, unknown_field, wrong_value
+from tzgen.config.schema import (
+    is_map,
+    is_message,
+    join,
+    parse_scalar,
+    second_member,
+    unknown_field,
+    wrong_value,
+)
 from tzgen.errors import Problem
 
 _CLOSES = {"{": "}", "<": ">", "[": "]"}
@@ -19,7 +27,7 @@ _CLOSES = {"{": "}", "<": ">", "[": "]"}
 def scan(text: str, root: Descriptor, path: str = "", *, positions: bool = True) -> list[Problem]:
     """Unknown fields and enum values, wrong types, fields and oneofs set twice, bad syntax.
 
-    `path` prefixes every path; without `positions` lines and columns are left out (one-line values).
+    `path` prefixes every path; without `positions` lines and columns are left out.
     """
     walker = _Walker(text, positions)
     try:
@@ -55,17 +63,22 @@ class _Walker:
             f"The parser says: {said}. Check braces and quotes.",
         )
 
-    def message(self, enclosing: list[Descriptor], path: str, closing: str) -> None:
-        """Fields up to `closing` ('' for the end of the text)."""
+    def message(
+        self, enclosing: list[Descriptor], path: str, closing: str, opened: str = ""
+    ) -> None:
+        """Fields up to `closing` ('' for the end of the text); `opened` says where it began."""
         counts: dict[str, int] = {}
         members: dict[str, str] = {}
         while not (closing and self.tokens.TryConsume(closing)):
             if self.tokens.AtEnd():
                 if not closing:
                     return
-                raise self.tokens.ParseErrorPreviousToken(f'Expected "{closing}" for {path}')
+                raise self.tokens.ParseErrorPreviousToken(
+                    f'Expected "{closing}" for {path}, opened at {opened}'
+                )
             self._field(enclosing, path, counts, members)
-            self.tokens.TryConsume(",") or self.tokens.TryConsume(";")
+            if not self.tokens.TryConsume(","):
+                self.tokens.TryConsume(";")
 
     def _field(
         self,
@@ -115,14 +128,7 @@ class _Walker:
         oneof = field.containing_oneof.name
         other = members.setdefault(oneof, field.name)
         if other != field.name:
-            self.problems.append(
-                Problem(
-                    f"{place}{path}",
-                    f"{field.name} beside {other}",
-                    f"one member of {oneof}",
-                    f"Remove {other} or {field.name}.",
-                )
-            )
+            self.problems.append(second_member(field, other, f"{place}{path}"))
 
     def _value(
         self, field: FieldDescriptor, enclosing: list[Descriptor], path: str, counts: dict[str, int]
@@ -136,7 +142,7 @@ class _Walker:
             closing = _CLOSES.get(self.tokens.token, "") if self.tokens.token != "[" else ""
             if closing:
                 self.tokens.NextToken()
-                self.message([*enclosing, field.message_type], path, closing)
+                self.message([*enclosing, field.message_type], path, closing, place.rstrip(", "))
             else:
                 self._wrong(field, path, place)
         elif field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels from a loader worker to the model: tensors by name, nothing of Arrow but pass-through.
+"""What travels from a loader worker to the model: tensors by name; Arrow only as pass-through.
 
 B rows, L sequence steps of all rows together, T ids.
 """
@@ -82,7 +82,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Source:
-    """Where each row came from: `files[file_index[i]]`, row `row[i]` counted from the file's start."""
+    """Where row i came from: `files[file_index[i]]`, row `row[i]` counted from the file's start."""
 
     files: tuple[str, ...]
     file_index: Tensor  # int32 [B]

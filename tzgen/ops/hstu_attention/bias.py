@@ -5,9 +5,10 @@ Tables have one row that all heads share, or one row a head. Contextual tokens a
 with one of them take no bias. All targets stand at the place after the last event.
 
     position table  [1 or H, 2P - 1], P = largest distance + 1; farther pairs use the last entry
-    time table      [1 or H, K + 1],  bucket = min(floor(ln(max(|t_query(i) - t(j)|, 1)) / divisor), K)
+    time table      [1 or H, K + 1], bucket = min(floor(ln(max(|dt|, 1)) / divisor), K)
+                    of dt = t_query(i) - t(j)
     t_query(i)      the time of the *next* event for history tokens (what is being predicted), the
-                    own time for the last event and for targets
+                    own time for the last event, for targets, and everywhere if append_stable
 
 Source: Zhai et al. 2024 and generative-recommenders' research code (divisor 0.301). The last event
 does not look at the first target's time there is here, so that candidates stay independent.
@@ -22,7 +23,7 @@ from torch import Tensor
 def position_index(
     i: Tensor, j: Tensor, history_end: Tensor, contextual_len: int, table_size: int
 ) -> Tensor:
-    """Column of the position table, int64; `table_size` (one past the end) where there is no bias."""
+    """Column of the position table, int64; `table_size` (past the end) where there is no bias."""
     reach = (table_size - 1) // 2
     distance = torch.minimum(j, history_end) - torch.minimum(i, history_end)
     index = distance.clamp(-reach, reach) + reach
@@ -38,7 +39,7 @@ def time_index(
     table_size: int,
     divisor: float,
 ) -> Tensor:
-    """Column of the time table, int64; `table_size` (one past the end) where there is no bias.
+    """Column of the time table, int64; `table_size` (past the end) where there is no bias.
 
     Times are subtracted as integers: float32 steps by 128 s at today's epoch.
     """
@@ -47,8 +48,10 @@ def time_index(
     return index.masked_fill((i < contextual_len) | (j < contextual_len), table_size)
 
 
-def query_place(i: Tensor, history_end: Tensor) -> Tensor:
+def query_place(i: Tensor, history_end: Tensor, append_stable: bool) -> Tensor:
     """Place of the token whose time is t_query(i); shapes broadcast."""
+    if append_stable:
+        return i.expand(torch.broadcast_shapes(i.shape, history_end.shape))
     following = torch.minimum(i + 1, history_end - 1)
     return torch.where(i < history_end, following, i)
 

@@ -3,14 +3,14 @@
 
 A row of the batch is `[contextual C | history | targets]`; token i of a row with history end h:
 
-    id(i)        = 0 for contextual tokens, i - C + 1 for history, h - C + 1 for every target (C > 0)
-                   min(i, h) where there are no contextual tokens
+    id(i)        = 0 for contextual tokens, i - C + 1 for history, h - C + 1 for every target;
+                   min(i, h) where there are no contextual tokens (C = 0)
     i sees j     iff  i == j
                  or   id(i) > id(j)                         causal; targets are never seen by others
                       [and id(i) - id(j) <= max_attn_len    the window, which the contextual prefix
                        or j < C]                            escapes unless told otherwise
                  or   i < C and j < h                       contextual tokens see the whole history
-                      [j < C where contextual_stable]
+                      [j < C where append_stable]
 
 With `timestamp_mask` (MTGR, Guo et al. 2025) the causal line is replaced: the first s tokens
 (contextual, and history but its last `realtime_len` events) are static: seen by everybody, seeing
@@ -35,7 +35,7 @@ class MaskSpec:
     contextual_len             C, tokens at the start of every row that are no events
     max_attn_len               window in tokens; 0 sees everything
     window_keeps_contextual    the contextual prefix stays visible outside the window
-    contextual_stable          contextual tokens see contextual tokens only (append_stable)
+    append_stable              nothing looks at later tokens: contextual tokens see each other only
     timestamp_mask             order history by time instead of by place
     realtime_len               with timestamp_mask, history tokens that are not static; 0 = all
     """
@@ -43,7 +43,7 @@ class MaskSpec:
     contextual_len: int = 0
     max_attn_len: int = 0
     window_keeps_contextual: bool = True
-    contextual_stable: bool = False
+    append_stable: bool = False
     timestamp_mask: bool = False
     realtime_len: int = 0
 
@@ -92,7 +92,7 @@ def visible(
             near = near | (j < contextual)
         seen = seen & near
     if contextual > 0 and not spec.timestamp_mask:
-        limit = contextual if spec.contextual_stable else history_end
+        limit = contextual if spec.append_stable else history_end
         seen = seen | ((i < contextual) & (j < limit))
     return seen | (i == j)
 
@@ -158,9 +158,10 @@ def _ranges(
     contextual, window = spec.contextual_len, spec.max_attn_len
     if spec.timestamp_mask:
         static = spec.static_end(end)
-        return [(0, static, window == 0), (static, end, False)]
+        ranges = [(0, static, window == 0)]
+        return ranges if kind == "contextual" else [*ranges, (static, end, False)]
     if kind == "contextual":
-        return [(0, contextual if spec.contextual_stable else end, True)]
+        return [(0, contextual if spec.append_stable else end, True)]
     first_query, last_query = (end, end) if kind == "targets" else (start, stop - 1)
     prefix_full = window == 0 or spec.window_keeps_contextual
     prefix_full = prefix_full or last_query - contextual + 1 <= window

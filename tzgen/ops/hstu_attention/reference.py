@@ -71,9 +71,15 @@ def _row_bias(
         column = rab.position_index(i, j, end, mask.contextual_len, position_bias.size(1))
         total = total + rab.padded_table(position_bias.to(like.dtype))[:, column]
     if time_bias is not None and times is not None:
-        query_time = times[rab.query_place(index, end)][:, None]
+        query_time = times[rab.query_place(index, end, mask.append_stable)][:, None]
         column = rab.time_index(
-            i, j, query_time, times[None, :], mask.contextual_len, time_bias.size(1), time_bias_divisor
+            i,
+            j,
+            query_time,
+            times[None, :],
+            mask.contextual_len,
+            time_bias.size(1),
+            time_bias_divisor,
         )
         total = total + rab.padded_table(time_bias.to(like.dtype))[:, column]
     return total

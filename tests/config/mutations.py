@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every field of a config deleted, renamed and retyped: each must be said, none may crash.
+
+`check_mutations(text)` is for any config text, the example configs included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tzgen.config import dump, parse_pipeline, validate
+from tzgen.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A broken text, the line that was touched, and what was done to it."""
+
+    kind: str  # deleted | renamed | retyped
+    line: int
+    before: str
+    text: str
+
+
+def mutations(text: str) -> Iterator[Mutation]:
+    """All single-field mutations of a config, made on its canonical text."""
+    lines = dump(parse_pipeline(text)).splitlines()
+    for index, line in enumerate(lines):
+        body = line.strip()
+        if body == "}":
+            continue
+        end = _block_end(lines, index)
+        yield Mutation("deleted", index + 1, body, _join([*lines[:index], *lines[end:]]))
+        renamed = _rename(line)
+        yield Mutation("renamed", index + 1, body, _with(lines, index, renamed))
+        if body.endswith("{"):
+            retyped = [*lines[:index], f"{body.removesuffix('{').strip()}: 3", *lines[end:]]
+            yield Mutation("retyped", index + 1, body, _join(retyped))
+        else:
+            name = body.split(":", 1)[0]
+            quoted = body.endswith(('"', "'"))  # only strings are
+            wrong = "5" if quoted else '"no such value"'
+            yield Mutation("retyped", index + 1, body, _with(lines, index, f"{name}: {wrong}"))
+
+
+def problems_of(text: str) -> list[Problem]:
+    """What loading and validating say; any other exception is a bug."""
+    try:
+        return validate(parse_pipeline(text))
+    except ConfigError as error:
+        return list(error.problems)
+
+
+def check_mutations(text: str) -> int:
+    """Hold every mutation of `text` to the rules and return how many there were.
+
+    Renamed and retyped fields are refused at their line. A deleted field gives problems that are
+    complete (path, value, expected, remedy), or none where the field has a default.
+    """
+    count = 0
+    for mutation in mutations(text):
+        count += 1
+        said = problems_of(mutation.text)
+        told = f"{mutation.kind} line {mutation.line} ({mutation.before}): {[str(p) for p in said]}"
+        for problem in said:
+            assert all((problem.path, problem.value, problem.expected, problem.remedy)), told
+        if mutation.kind != "deleted":
+            assert any(p.path.startswith(f"line {mutation.line}, ") for p in said), told
+    return count
+
+
+def _block_end(lines: list[str], start: int) -> int:
+    if not lines[start].strip().endswith("{"):
+        return start + 1
+    depth = len(lines[start]) - len(lines[start].lstrip())
+    closing = " " * depth + "}"
+    return next(i for i in range(start + 1, len(lines)) if lines[i] == closing) + 1
+
+
+def _rename(line: str) -> str:
+    cut = line.index(":") if ":" in line and not line.strip().endswith("{") else line.index(" {")
+    return f"{line[:cut]}_x{line[cut:]}"
+
+
+def _with(lines: list[str], index: int, replacement: str) -> str:
+    return _join([*lines[:index], replacement, *lines[index + 1 :]])
+
+
+def _join(lines: list[str]) -> str:
+    return "\n".join(lines) + "\n"

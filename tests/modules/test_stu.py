@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""STU options, presets and initial values; the mathematics is compared in test_transducer.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hstu_configs import hstu
+
+from tzgen.config.options import fields_match, options
+from tzgen.config.support import Status, support_of
+from tzgen.models.hstu_options import hstu_options
+from tzgen.modules.norms import DomainLayerNorm, HeadNorm
+from tzgen.modules.stu import MTGROptions, RelativeBiasOptions, STULayer, STUOptions, STUStack
+from tzgen.ops.hstu_attention import MaskSpec
+from tzgen.protos import module_pb2
+
+NOT_USED = (
+    "sla_k1",
+    "sla_k2",
+    "recompute_normed_x",
+    "recompute_uvqk",
+    "recompute_y",
+    "sort_by_length",
+)
+
+
+def layer(stu: str = "", extra: str = "", contextual_len: int = 2) -> STULayer:
+    made = hstu_options(hstu(stu, extra=extra))
+    return STULayer(made.stu, max_seq_len=50, contextual_len=contextual_len, mtgr=made.mtgr)
+
+
+def test_options_are_the_schema() -> None:
+    assert fields_match(STUOptions, module_pb2.STU.DESCRIPTOR, NOT_USED) == []
+    assert fields_match(RelativeBiasOptions, module_pb2.RelativeBias.DESCRIPTOR) == []
+    assert fields_match(MTGROptions, module_pb2.MTGR.DESCRIPTOR) == []
+
+
+@pytest.mark.parametrize("field", NOT_USED)
+def test_fields_that_are_not_used_are_said_to_be(field: str) -> None:
+    assert support_of("STU", field).status is not Status.HONOURED
+
+
+def test_production_preset() -> None:
+    made = layer()
+    assert (made.activated, made.output_form, made.relative_bias) == ("u", "CONCAT_UOX", None)
+    assert made.alpha == pytest.approx(5**-0.5)
+    assert made.output.in_features == 3 * 2 * 3 and made.output.bias is None
+
+
+def test_paper_preset_and_what_overrides_it() -> None:
+    made = layer("preset: PAPER")
+    assert (made.activated, made.output_form, made.alpha) == ("uvqk", "UX", 1.0)
+    assert made.relative_bias is not None
+    assert made.relative_bias.position.shape == (2, 2 * 50 - 1)
+    assert made.relative_bias.time.shape == (2, 129)
+    other = layer('preset: PAPER activated: "u" output_form: CONCAT_UOX attn_alpha: 0.25')
+    assert (other.activated, other.output_form, other.alpha) == ("u", "CONCAT_UOX", 0.25)
+    without = layer("preset: PAPER relative_bias { use_time: false max_seq_len: 4 }")
+    assert without.relative_bias is not None and without.relative_bias.time is None
+    assert without.relative_bias.position.shape == (2, 7)
+
+
+def test_divisor_is_a_constant_of_the_config() -> None:
+    assert layer().divisor == 50
+    assert layer("scaling_seqlen: 9").divisor == 9
+
+
+def test_mask_comes_from_the_config() -> None:
+    assert layer("max_attn_len: 4").mask == MaskSpec(2, 4)
+    assert layer("contextual_seq_len: 0").mask == MaskSpec(0)
+    assert layer("window_keeps_contextual: false append_stable: true").mask == MaskSpec(
+        2, window_keeps_contextual=False, append_stable=True
+    )
+    assert layer(extra="mtgr { realtime_len: 5 }").mask == MaskSpec(
+        2, timestamp_mask=True, realtime_len=5
+    )
+    assert layer(extra="mtgr { timestamp_mask: false }").mask == MaskSpec(2)
+
+
+def test_norms() -> None:
+    assert isinstance(layer("use_group_norm: true").output_norm, HeadNorm)
+    mtgr = layer(extra="mtgr {}")
+    assert isinstance(mtgr.input_norm, DomainLayerNorm)
+    assert isinstance(mtgr.output_norm, DomainLayerNorm)
+    with pytest.raises(ValueError, match="use_group_norm"):
+        layer("use_group_norm: true", extra="mtgr {}")
+
+
+def test_initial_values() -> None:
+    made = layer()
+    bound = (6 / (8 + made.uvqk.out_features)) ** 0.5
+    assert 0.8 * bound < made.uvqk.weight.abs().max() <= bound
+    assert not made.uvqk.bias.any()
+
+
+def test_stack_is_layers_in_order_with_their_own_weights() -> None:
+    stu = options(STUOptions, hstu().stu)
+    stack = STUStack(stu, num_layers=3, max_seq_len=50)
+    assert len(stack.layers) == 3
+    assert not torch.equal(stack.layers[0].uvqk.weight, stack.layers[1].uvqk.weight)
+
+
+def test_runs_in_bfloat16_under_autocast() -> None:
+    made = layer().eval()
+    x, offsets = torch.randn(9, 8), torch.tensor([0, 5, 9])
+    targets = torch.tensor([1, 2])
+    exact = made(x, offsets, max_len=5, num_targets=targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = made(x, offsets, max_len=5, num_targets=targets)
+    torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which fields of the schema are honoured, replaced with a warning, or refused by name.
+
+A field that is not listed is honoured: it is read where it says. Nothing that is set is ignored in
+silence. Keys are `Message.field`, `*.field` for every message, and `Message.field=VALUE` for one
+value of an enum or string field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from tzgen.config.schema import is_message, join, walk
+from tzgen.errors import Problem
+
+# Field numbers from here up are forms that TorchEasyRec itself no longer writes.
+EARLIER = 2000
+# Members of ModelConfig.model that can be trained.
+MODELS = ("dlrm_hstu", "simple_multi_task", "mmoe", "ple")
+
+
+class Status(Enum):
+    HONOURED = "honoured"
+    REPLACED = "replaced"  # accepted; what happens instead is said once
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Support:
+    """A status and the sentence that explains it: what happens instead, or what to do."""
+
+    status: Status
+    text: str
+
+
+def _replaced(text: str) -> Support:
+    return Support(Status.REPLACED, text)
+
+
+def _refused(text: str) -> Support:
+    return Support(Status.REFUSED, text)
+
+
+_SAMPLER = _refused("Negative samplers come with the match models. Remove it.")
+_RECOMPUTE = _replaced("Only memory against time; activations are kept, results are the same.")
+_MAXCOMPUTE = _replaced("Only read by the MaxCompute reader; without effect on files.")
+_ODPS = _refused("MaxCompute is not supported yet. Use ParquetDataset or CsvDataset.")
+_KERNELS = _refused(
+    "Public fbgemm-gpu has no such kernel. Use rowwise_adagrad_optimizer or adagrad_optimizer."
+)
+_CUSTOM = _refused(
+    "Shared libraries of pyfg cannot be loaded. Generate the column before training."
+)
+_KV_DOT = _refused(
+    "Not supported yet. Generate the column before training and read it as raw_feature."
+)
+_COMBINE = _refused(
+    "Not supported yet. Generate the column before training and read it as raw_feature."
+)
+_EVENT_TIME = _refused(
+    "Checkpoints by event time come with stream readers. Use save_checkpoints_steps."
+)
+_SLA = _refused(
+    "Semi-local attention is not supported yet. Remove it, or bound the history with max_attn_len."
+)
+_TRUNCATION = _refused(
+    "Attention truncation is not supported yet. Remove it; shorten sequence_length instead."
+)
+_SID = _refused("This loss belongs to semantic-ID models. Remove it.")
+_MASK = _refused("Masking of features in training is not supported yet. Remove it.")
+
+TABLE: Mapping[str, Support] = MappingProxyType(
+    {
+        # ---- data ----
+        "DataConfig.dataset_type=OdpsDataset": _ODPS,
+        "DataConfig.dataset_type=OdpsDatasetV1": _ODPS,
+        "DataConfig.dataset_type=KafkaDataset": _refused(
+            "Kafka is not supported yet. Use ParquetDataset or CsvDataset."
+        ),
+        "DataConfig.negative_sampler": _SAMPLER,
+        "DataConfig.negative_sampler_v2": _SAMPLER,
+        "DataConfig.hard_negative_sampler": _SAMPLER,
+        "DataConfig.hard_negative_sampler_v2": _SAMPLER,
+        "DataConfig.tdm_sampler": _SAMPLER,
+        "DataConfig.sample_mask_prob": _MASK,
+        "DataConfig.negative_sample_mask_prob": _MASK,
+        "DataConfig.fg_encoded": _replaced(
+            "Older spelling, read as fg_mode where fg_mode is unset."
+        ),
+        "DataConfig.fg_threads": _replaced(
+            "Feature generation is vectorised; num_workers scales it."
+        ),
+        "DataConfig.shuffle_buffer_size": _replaced(
+            "Rows are shuffled, not batches; shuffle_window says how many row groups mix."
+        ),
+        "DataConfig.in_order=false": _replaced("Batches are always delivered in order."),
+        "DataConfig.force_base_data_group": _replaced(
+            "User and item features are one group already."
+        ),
+        "DataConfig.enable_hstu": _replaced("model_config alone chooses the model."),
+        "DataConfig.is_orderby_partition": _MAXCOMPUTE,
+        "DataConfig.odps_data_quota_name": _MAXCOMPUTE,
+        "DataConfig.odps_data_compression": _MAXCOMPUTE,
+        # ---- features ----
+        "*.zch": _refused("Zero-collision hashing is not supported yet. Use hash_bucket_size."),
+        "*.dynamicemb": _refused("Dynamic tables are not supported yet. Use hash_bucket_size."),
+        "*.custom_feature": _CUSTOM,
+        "*.sequence_custom_feature": _CUSTOM,
+        "*.kv_dot_product": _KV_DOT,
+        "*.sequence_kv_dot_product": _KV_DOT,
+        "*.combine_feature": _COMBINE,
+        "*.sequence_combine_feature": _COMBINE,
+        "*.sequence_sid_feature": _refused("Semantic IDs as features are not supported yet."),
+        "*.use_mask": _replaced("Without effect: masking in training is off (sample_mask_prob)."),
+        "*.fg_value_type": _replaced("Only a hint for pyfg; types come from the columns."),
+        "SequenceFeature.sequence_pk": _replaced(
+            "Only a key of the closed TorchEasyRec Processor."
+        ),
+        "SeqEncoderConfig.hstu_encoder": _refused(
+            "TorchEasyRec removed it. Use the model hstu_match."
+        ),
+        # ---- model ----
+        "ModelConfig.kernel=CUTLASS": _replaced(
+            "There are no CUTLASS kernels; the fastest equivalent of the device runs."
+        ),
+        "ModelConfig.variational_dropout": _refused(
+            "Feature selection by variational dropout is not supported. Remove it."
+        ),
+        "STU.recompute_normed_x": _RECOMPUTE,
+        "STU.recompute_uvqk": _RECOMPUTE,
+        "STU.recompute_y": _RECOMPUTE,
+        "STU.sort_by_length": _replaced("Only an order of work; the kernels schedule themselves."),
+        "STU.sla_k1": _SLA,
+        "STU.sla_k2": _SLA,
+        "HSTU.attn_truncation_split_layer": _TRUNCATION,
+        "HSTU.attn_truncation_tail_len": _TRUNCATION,
+        "LossConfig.recon_loss": _SID,
+        "LossConfig.commitment_loss": _SID,
+        "LossConfig.contrastive_loss": _SID,
+        # ---- training ----
+        "SparseOptimizer.adadelta_optimizer": _KERNELS,
+        "SparseOptimizer.rmsprop_optimizer": _KERNELS,
+        "SparseOptimizer.ftrl_optimizer": _KERNELS,
+        "GradClipping.enable_global_grad_clip": _replaced(
+            "Dense gradients are whole on every rank, so the norm is global already."
+        ),
+        "TrainConfig.grad_scaler": _refused(
+            'Fused sparse optimizers would see scaled gradients. Use mixed_precision: "BF16".'
+        ),
+        "TrainConfig.mixed_precision=FP16": _refused(
+            'FP16 needs a loss scale, which fused sparse optimizers cannot undo. Use "BF16".'
+        ),
+        "TrainConfig.is_profiling": _replaced("No trace is written; run it under torch.profiler."),
+        "TrainConfig.tensorboard_summaries": _replaced(
+            "Losses, rates, metrics and, when clipping, the gradient norm are written; no others."
+        ),
+        "TrainConfig.delta_embedding_dump_config": _refused(
+            "Dumps of changed rows are not supported. Remove it; export whole tables."
+        ),
+        "TrainConfig.save_checkpoints_timestamp_interval": _EVENT_TIME,
+        "TrainConfig.save_checkpoints_timestamps": _EVENT_TIME,
+        "TrainConfig.save_checkpoints_timestamp_quorum": _replaced(
+            "Without effect: there are no checkpoints by event time."
+        ),
+        "ExportConfig.export_format=HF": _refused(
+            "Only language models export to Hugging Face's form. Use format: AUTO."
+        ),
+        # ---- prompts ----
+        "PipelineConfig.prompt_config": _refused(
+            "Language-model generators are not supported. Remove it."
+        ),
+    }
+)
+
+_HONOURED = Support(Status.HONOURED, "")
+_EARLIER = _refused(
+    "An earlier form of TorchEasyRec: write what the schema's comment names instead."
+)
+
+
+def support_of(message: str, field: str, number: int = 0) -> Support:
+    """The status of a field whatever it holds; values of enums and strings may differ (TABLE)."""
+    listed = TABLE.get(f"{message}.{field}", TABLE.get(f"*.{field}"))
+    if listed is None:
+        return _EARLIER if number >= EARLIER else _HONOURED
+    return listed
+
+
+def unsupported(config: Message) -> list[Problem]:
+    """One Problem for each thing that is set and cannot be honoured; model first."""
+    refusal = model_refusal(config)
+    found = [refusal] if refusal is not None else []
+    for path, shown, support in listed_fields(config):
+        if support.status is Status.REFUSED:
+            found.append(Problem(path, shown, "a field that is supported", support.text))
+    return found
+
+
+def replaced(config: Message) -> list[str]:
+    """One sentence for each thing that is set and replaced: "path: value. What happens instead"."""
+    return [
+        f"{path} ({shown}): {support.text}"
+        for path, shown, support in listed_fields(config)
+        if support.status is Status.REPLACED
+    ]
+
+
+def model_refusal(config: Message) -> Problem | None:
+    """The one refusal of a model that is not supported, or of a config without a model."""
+    name = config.model_config.WhichOneof("model")
+    expected = f"one of {', '.join(MODELS)}"
+    if name is None:
+        return Problem(
+            "model_config", "no model", expected, f"Write {MODELS[0]} {{ ... }} inside it."
+        )
+    if name in MODELS:
+        return None
+    return Problem(
+        f"model_config.{name}",
+        name,
+        expected,
+        f"{name} parses and cannot be trained yet. Choose another model.",
+    )
+
+
+def listed_fields(config: Message) -> Iterator[tuple[str, str, Support]]:
+    """(path, value as text, support) of every set field that is not simply honoured.
+
+    A scalar that holds its default asks for nothing and is left out.
+    """
+    for path, message in walk(config):
+        name = message.DESCRIPTOR.name
+        for field, value in message.ListFields():
+            shown = _shown(field, value)
+            support = TABLE.get(f"{name}.{field.name}={shown}")
+            if support is None:
+                if not (field.is_repeated or is_message(field)) and value == field.default_value:
+                    continue
+                support = support_of(name, field.name, field.number)
+            if support.status is not Status.HONOURED:
+                yield join(path, field.name), shown, support
+
+
+def _shown(field: FieldDescriptor, value: object) -> str:
+    if field.is_repeated:
+        return f"{len(value)} entries"  # type: ignore[arg-type]
+    if is_message(field):
+        return f"{field.name} {{ ... }}"
+    if field.enum_type is not None:
+        return str(field.enum_type.values_by_number[value].name)
+    return str(value).lower() if isinstance(value, bool) else str(value)

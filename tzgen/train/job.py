@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs behind the verbs train_eval and eval: build, run, leave the result as a file and as text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tzgen.build import build_pipeline, open_loader
+from tzgen.errors import UserError
+from tzgen.log import LOGGER
+from tzgen.train.checkpoint import write_text
+from tzgen.train.environment import Env
+from tzgen.train.evaluator import Evaluation, evaluate
+from tzgen.train.plots import plot_training
+from tzgen.train.trainer import Trainer
+from tzgen.train.weights import trained_pipeline
+
+RESULT = "eval_result.json"
+
+
+def train_and_report(
+    config: Any, env: Env, *, source: str, continue_train: bool, ignore_optimizer: bool
+) -> Evaluation | None:
+    """Train to the configured end; leaves eval_result.json and curves.png in model_dir.
+
+    Raises UserError when `continue_train` is false and model_dir holds checkpoints.
+    """
+    model_dir = Path(required_path(config.model_dir, "model_dir"))
+    required_path(config.train_input_path, "train_input_path")
+    if env.is_main:
+        model_dir.mkdir(parents=True, exist_ok=True)
+    env.barrier()
+    if not continue_train and any(model_dir.glob("model.ckpt-*")):
+        raise UserError(
+            f"model_dir {model_dir} holds checkpoints and --continue_train is false: "
+            "empty it, name another model_dir, or leave the flag out to resume"
+        )
+    set_numerics(config.train_config)
+    pipeline = build_pipeline(
+        config, device=env.device, sum_over_ranks=env.sum, world_size=env.world_size, source=source
+    )
+    evaluation = Trainer(pipeline, env, model_dir).fit(ignore_optimizer=ignore_optimizer)
+    if env.is_main:
+        if evaluation is not None:
+            write_text(model_dir / RESULT, json.dumps(evaluation.as_json(), indent=1))
+            print(f"final evaluation on {evaluation.num_rows} rows\n{evaluation.table()}")
+        plot_training(model_dir)
+        print(f"checkpoints, logs and curves are in {model_dir}")
+    return evaluation
+
+
+def evaluate_and_report(
+    config: Any, env: Env, *, source: str, checkpoint_path: str | None, result_name: str
+) -> Evaluation:
+    """Evaluate a checkpoint on eval_input_path; leaves the result in model_dir as JSON."""
+    path = required_path(config.eval_input_path, "eval_input_path")
+    ema = config.eval_config.use_dense_ema if config.eval_config.HasField("use_dense_ema") else None
+    pipeline, origin = trained_pipeline(config, checkpoint_path, averaged=ema)
+    pipeline.module.to(env.device)
+    evaluation = evaluate(
+        pipeline,
+        pipeline.module,
+        open_loader(pipeline, path, env=env, mode="eval"),
+        env=env,
+        max_batches=config.eval_config.num_steps or None,
+        intervals=bool(config.eval_config.bootstrap_samples),
+    )
+    if env.is_main:
+        folder = Path(config.model_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        body = {**evaluation.as_json(), "checkpoint": origin["checkpoint"], "eval_input_path": path}
+        write_text(folder / result_name, json.dumps(body, indent=1))
+        print(f"{origin['checkpoint']} on {evaluation.num_rows} rows of {path}\n{evaluation.table()}")
+    return evaluation
+
+
+def set_numerics(train_config: Any) -> None:
+    """Precision and determinism switches of torch, from train_config."""
+    torch.backends.cudnn.allow_tf32 = train_config.cudnn_allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = train_config.cuda_matmul_allow_tf32
+    if train_config.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def required_path(value: str, name: str) -> str:
+    """The path. Raises UserError when the config and the flags leave it empty."""
+    if not value:
+        raise UserError(f"{name} is empty: set it in the config, or give --{name}")
+    LOGGER.debug("%s: %s", name, value)
+    return value
