@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,19 @@ def better_is(task: dict[str, Any], label: Floats, score: Floats) -> float:
     return auc(label, score)
 
 
+def metrics_of(task: dict[str, Any], label: Floats, score: Floats) -> dict[str, float]:
+    """Under the names that evaluation gives them, less the task's."""
+    if not is_regression(task):
+        return {"auc": auc(label, score)}
+    return {
+        "mean_squared_error": mean_squared_error(label, score),
+        "mean_absolute_error": float(np.abs(label - score).mean()),
+    }
+
+
 def shown(task: dict[str, Any], label: Floats, score: Floats) -> str:
-    if is_regression(task):
-        mse = mean_squared_error(label, score)
-        return f"MSE {mse:.4f}  MAE {np.abs(label - score).mean():.4f}"
-    return f"AUC {auc(label, score):.4f}"
+    found = metrics_of(task, label, score)
+    return "  ".join(f"{name} {value:.4f}" for name, value in found.items())
 
 
 class Candidates:
@@ -192,7 +201,9 @@ def _trees(task: dict[str, Any], count: int) -> Any:
     )
 
     kind = HistGradientBoostingRegressor if is_regression(task) else HistGradientBoostingClassifier
-    return kind(max_iter=count, l2_regularization=1.0, early_stopping=False, random_state=0, **TREES)
+    return kind(
+        max_iter=count, l2_regularization=1.0, early_stopping=False, random_state=0, **TREES
+    )
 
 
 def _staged(task: dict[str, Any], model: Any, x: NDArray[np.float32]) -> Any:
@@ -216,6 +227,18 @@ def save(path: Path, data: Candidates, split: str, scores: dict[str, Floats]) ->
     partial.rename(path)
 
 
+def write_report(path: Path, data: Candidates, split: str, scores: dict[str, Floats]) -> None:
+    """{"split": ..., "metrics": {"auc_is_like": ...}}, as evaluation names them."""
+    metrics, rows = {}, data.mask(split)
+    for task, score in scores.items():
+        found = metrics_of(data.tasks[task], data.label(task)[rows], score)
+        metrics |= {f"{name}_{task}": value for name, value in found.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps({"split": split, "metrics": metrics}, indent=2) + "\n")
+    partial.rename(path)
+
+
 def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -226,6 +249,7 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--data", type=Path, required=True, help="folder of prepared rows")
         verb.add_argument("--evaluate", choices=("valid", "test"), default="valid")
         verb.add_argument("--output", type=Path, help="predictions, one row per candidate")
+        verb.add_argument("--report", type=Path, help="metrics as JSON")
     verb = verbs.add_parser("compare")
     verb.add_argument("files", type=Path, nargs="+", help="prediction files or folders")
     verb.add_argument("--data", type=Path, required=True, help="folder of prepared rows")
@@ -252,6 +276,8 @@ def main(argv: Sequence[str] | None) -> None:
     if args.output is not None:
         save(args.output, data, args.evaluate, scores)
         progress.say(f"wrote {args.output}")
+    if args.report is not None:
+        write_report(args.report, data, args.evaluate, scores)
 
 
 if __name__ == "__main__":

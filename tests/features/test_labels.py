@@ -57,6 +57,8 @@ def test_texts_of_labels_beside_their_sequence() -> None:
         features { id_feature { feature_name: "i" num_buckets: 9 embedding_dim: 4 } } } }"""
     label = parse(text, {"s__i": ["1|2", "3"], "s__y": ["8|1", "0"]}).labels["s__y"]
     assert isinstance(label, Ragged) and label.values.tolist() == [8, 1, 0]
+    label = parse(text, {"s__i": ["1", "3"], "s__y": [1, 0]}).labels["s__y"]
+    assert isinstance(label, Ragged) and label.lengths.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_a_null_label_names_its_row(column: Any) -> None:
 def test_raw_ids() -> None:
     found = batch()
     assert found.raw_ids["user"].tolist() == [5, 6]  # the feature's column, before hashing
-    digests = [xxhash.xxh64_intdigest(word) for word in ("a", "b")]
+    digests = [xxhash.xxh64_intdigest(word.encode()) for word in ("a", "b")]
     wanted = np.array(digests, np.uint64).view(np.int64).tolist()
     assert found.raw_ids["device"].tolist() == wanted
     with pytest.raises(DataError, match="row 100, column 'device'"):

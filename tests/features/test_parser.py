@@ -174,7 +174,8 @@ def test_groups_named_alongside_are_equally_long() -> None:
     group = "feature_groups {{ group_name: {!r} group_type: JAGGED_SEQUENCE feature_names: {!r} }}"
     model = "".join(group.format(*pair) for pair in [("uih", "a"), ("uih_timestamp", "b")])
     text = f"""model_config {{ {model} }}
-      feature_configs {{ sequence_id_feature {{ feature_name: "a" num_buckets: 9 embedding_dim: 4 }} }}
+      feature_configs {{ sequence_id_feature {{ feature_name: "a" num_buckets: 9
+        embedding_dim: 4 }} }}
       feature_configs {{ sequence_raw_feature {{ feature_name: "b" }} }}"""
     batch = parse(text, {"a": [[1, 2]], "b": ["1755555555;1755555556"]})
     time = batch.dense["b"]

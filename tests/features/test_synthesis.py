@@ -86,7 +86,7 @@ def test_rows_of_every_kind_parse(mode: str) -> None:
     for feature in features:
         if feature.name in batch.ids:
             values = batch.ids[feature.name].values
-            assert values.numel() and 0 <= int(values.min())
+            assert values.numel() and int(values.min()) >= 0
             assert int(values.max()) < feature.num_embeddings
     times, actions, label = batch.dense["uih__t"], batch.dense["uih__a"], batch.labels["cand__y"]
     assert isinstance(times, Ragged) and isinstance(actions, Ragged) and isinstance(label, Ragged)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from dense_hstu import User, dense_transducer
+from google.protobuf import text_format
 from hstu_configs import INTERLEAVE, PARAMETERIZED, VARIANTS, WATCHTIME, hstu, preprocessor
 from hstu_model import SIZES, WIDTHS, config, groups, logits, model, people
 
@@ -120,6 +121,29 @@ def test_without_contextual_group() -> None:
     for user in users:
         user.contextual = torch.zeros(2, 4)
     assert torch.equal(logits(built, users), want)
+
+
+EXPERTS = {
+    "mmoe": "mmoe { num_expert: 2 expert_mlp { hidden_units: 5 } }",
+    "ple": """ple { extraction_networks { network_name: "a" expert_num_per_task: 1 share_num: 1
+                task_expert_net { hidden_units: 5 } share_expert_net { hidden_units: 5 } } }""",
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_between_the_fused_vector_and_the_tasks(name: str) -> None:
+    made = config()
+    text_format.Merge(EXPERTS[name], made.dlrm_hstu.fusion_mtl_tower)
+    assert problems(made, WIDTHS) == ""
+    built = model(made)
+    users = people()
+    out = built(groups(users))
+    fused = built.transducer(built.events(groups(users))) * built.item_mlp(
+        torch.cat([user.candidates for user in users])
+    )
+    first, second = built.tower.experts(fused)
+    torch.testing.assert_close(out.logits["click"], built.tower.heads[0](first)[:, 0])
+    torch.testing.assert_close(out.logits["kind"], built.tower.heads[1](second))
 
 
 def test_channel_name_replaces_uih() -> None:

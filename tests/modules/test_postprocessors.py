@@ -56,21 +56,6 @@ def test_timestamp_features_are_exact() -> None:
     torch.testing.assert_close(post(x, torch.tensor([1_750_000_000])), want)
 
 
-def test_half_a_period_is_exactly_opposite() -> None:
-    """With 3.14 for pi, sin of half a period would be 1.6e-3."""
-    inner = GRTimestampLayerNormPostprocessorOptions((1,), (2,))
-    post = TimestampLayerNormPostprocessor(inner, 2)
-    with torch.no_grad():
-        post.combine.weight.zero_()
-        post.combine.weight[0, 3] = 1.0  # the sine
-        post.combine.bias.zero_()
-        post.norm.weight.fill_(1.0)
-    sine = post.combine(torch.cat([torch.zeros(1, 2), torch.tensor([[-1.0, 0.0]])], 1))
-    assert sine.abs().max() == 0
-    out = post(torch.zeros(1, 2), torch.tensor([1]))
-    assert out.abs().max() < 1e-2  # layer norm of about nothing
-
-
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="chooses nothing"):
         create_output_postprocessor(GROutputPostprocessorOptions(None), 4)

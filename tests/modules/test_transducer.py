@@ -105,9 +105,10 @@ def test_training_and_evaluation_agree(name: str) -> None:
     torch.testing.assert_close(transducer.train()(events), transducer.eval()(events))
 
 
-def test_dropout_acts_in_training_only() -> None:
+@pytest.mark.parametrize("field", ["input_dropout_ratio", "output_dropout_ratio"])
+def test_dropout_acts_in_training_only(field: str) -> None:
     message = hstu()
-    message.input_dropout_ratio = message.stu.output_dropout_ratio = 0.5
+    setattr(message if field.startswith("input") else message.stu, field, 0.5)
     transducer, _ = make(message)
     events = batch_events(users())
     transducer.eval()

@@ -16,14 +16,16 @@ DAY_MS = 86_400_000
 FIRST_MIDNIGHT_MS = 1_650_816_000_000  # 25 April 2022 in UTC+8
 
 
-def kuairand_log(seed: int = 0, *, users: int = 12, videos: int = 25, events: int = 40) -> pl.DataFrame:
+def kuairand_log(
+    seed: int = 0, *, users: int = 12, videos: int = 25, events: int = 40
+) -> pl.DataFrame:
     """A log of 14 days with bursts, equal times, and one repeated line."""
     rng = np.random.default_rng(seed)
     rows = []
     for user in range(users):
         time = FIRST_MIDNIGHT_MS + rng.integers(0, DAY_MS)
         for _ in range(events):
-            pause = rng.choice([0, 5_000, 120_000, 3_600_000, 40_000_000])
+            pause = rng.choice([0, 5_000, 120_000, 3_600_000, 140_000_000])
             time = min(int(time + pause), FIRST_MIDNIGHT_MS + 14 * DAY_MS - 1)
             click = int(rng.random() < 0.5)
             day = 20220425 + (time - FIRST_MIDNIGHT_MS) // DAY_MS

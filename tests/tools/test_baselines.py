@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -43,15 +44,23 @@ def test_users_are_drawn_whole() -> None:
     assert again == [w.tolist() for w in paired_bootstrap.user_weights(users, 3, seed=1)]
 
 
+def logit(rate: float) -> float:
+    return math.log(rate / (1 - rate))
+
+
 def test_priors_count_what_came_before(prepared_kuairand: Path) -> None:
     data = Candidates(prepared_kuairand)
     priors = Priors(data, "is_click")
     strengths = {"item": 5.0, "user": 2.0, "context": 50.0}
     score = priors.score(strengths)
     rows = data.table.select(
-        "cand__video_id", "user_id", "cand__tab", "time", "request_time", click=data.label("is_click")
+        "cand__video_id",
+        "user_id",
+        "cand__tab",
+        "time",
+        "request_time",
+        click=data.label("is_click"),
     ).rows()
-    logit = lambda p: math.log(p / (1 - p))  # noqa: E731
     for place in range(0, len(rows), 37):
         before = [r for r in rows if r[3] < rows[place][4]]
         base = (sum(r[5] for r in before) + 1) / (len(before) + 4)
@@ -92,7 +101,16 @@ def test_regressions_have_priors_too(tmp_path: Path) -> None:
     source = write_100k(tmp_path / "raw", ratings())
     rows, output = tmp_path / "rows", tmp_path / "scores.parquet"
     prepare_movielens.main(["--input", str(source), "--output", str(rows)])
-    baselines.main(["priors", "--data", str(rows), "--output", str(output)])
+    report = tmp_path / "report.json"
+    where = ["--data", str(rows), "--output", str(output), "--report", str(report)]
+    baselines.main(["priors", *where])
+    metrics = json.loads(report.read_text())["metrics"]
+    assert set(metrics) == {
+        "auc_is_like",
+        "mean_squared_error_rating",
+        "mean_absolute_error_rating",
+    }
+    assert 0 < metrics["mean_absolute_error_rating"] < 2
     table = pl.read_parquet(output)
     assert table["y_rating"].is_between(1, 5).all() and "probs_is_like" in table.columns
     lines = list(paired_bootstrap.compare_files([output], rows, "valid", samples=50, seed=0))
@@ -105,12 +123,14 @@ def scored(prepared_kuairand: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
     rng = np.random.default_rng(0)
     truth = read_candidates(prepared_kuairand, "test", [*KEYS, "cand__action", "request_time"])
     click = (truth["cand__action"] & 1).to_numpy()
-    good = truth.with_columns(probs_is_click=pl.Series(click + rng.normal(size=len(click))))
+    good = truth.with_columns(probs_is_click=pl.Series(3.0 * click + rng.normal(size=len(click))))
     good.select(*KEYS, "probs_is_click").write_parquet(tmp_path / "good.parquet")
-    poor = good.with_columns(pl.col("probs_is_click") + pl.Series(rng.normal(size=len(click)) * 3))
+    poor = good.with_columns(pl.col("probs_is_click") + pl.Series(rng.normal(size=len(click)) * 9))
     lists = poor.group_by("user_id", "request_time").agg(*KEYS[1:], "probs_is_click")
     (tmp_path / "poor").mkdir()
-    lists.sample(fraction=1.0, shuffle=True, seed=3).write_parquet(tmp_path / "poor" / "part-0.parquet")
+    lists.sample(fraction=1.0, shuffle=True, seed=3).write_parquet(
+        tmp_path / "poor" / "part-0.parquet"
+    )
     return prepared_kuairand, tmp_path / "good.parquet", tmp_path / "poor"
 
 
@@ -129,7 +149,7 @@ def test_the_better_file_is_found_with_its_margin(scored: tuple[Path, Path, Path
 def test_predictions_of_other_rows_are_refused(
     scored: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    data, good, poor = scored
+    data, good, _ = scored
     table = pl.read_parquet(good)
     for name, wrong, match in (
         ("short", table.head(5), "without one"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -54,7 +55,7 @@ def test_windows_hold_every_candidate_once_and_histories_never_look_ahead(rows) 
         seen += range(start, end)
         assert 1 <= len(inside) <= MOST
         assert len({(row[0], row[3]) for row in inside}) == 1 and all(row[2] for row in inside)
-        assert all(b[1] - a[1] <= GAP for a, b in zip(inside, inside[1:], strict=False))
+        assert all(b[1] - a[1] <= GAP for a, b in pairwise(inside))
         user, request = rows[start][:2]
         before = [i for i, row in enumerate(rows) if row[0] == user and row[1] < request]
         assert list(range(first, last)) == before[-KEEP:]
@@ -64,7 +65,13 @@ def test_windows_hold_every_candidate_once_and_histories_never_look_ahead(rows) 
 def test_windows_are_as_long_as_the_rules_allow() -> None:
     rows = [(0, t, True, 0) for t in (0, 1, 2, 3, 9, 14)] + [(1, 14, True, 0), (1, 15, True, 1)]
     windows = cut(rows)
-    assert [*zip(windows.start, windows.end, strict=True)] == [(0, 3), (3, 4), (4, 6), (6, 7), (7, 8)]
+    assert [*zip(windows.start, windows.end, strict=True)] == [
+        (0, 3),
+        (3, 4),
+        (4, 6),
+        (6, 7),
+        (7, 8),
+    ]
 
 
 def test_a_rank_decides_where_times_are_coarse() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import subprocess
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import movielens_files
@@ -84,7 +85,9 @@ def prepare(source: Path, output: Path, *more: str) -> pl.DataFrame:
 
 
 def rows_of(output: Path) -> pl.DataFrame:
-    parts = [pl.read_parquet(output / s / "*.parquet").with_columns(split=pl.lit(s)) for s in SPLITS]
+    parts = [
+        pl.read_parquet(output / s / "*.parquet").with_columns(split=pl.lit(s)) for s in SPLITS
+    ]
     return pl.concat(parts)
 
 
@@ -103,7 +106,7 @@ def test_rows_equal_brute_force(tmp_path: Path) -> None:
         own = [t // 1000 for t in row["cand__time_ms"]]
         assert min(own) == request and set(row["cand__timestamp"]) == {request}
         assert len(own) <= 10
-        assert all(b - a <= 1800 for a, b in zip(own, own[1:], strict=False))
+        assert all(b - a <= 1800 for a, b in pairwise(own))
         for movie, rating, second, action in zip(
             row["cand__movie_id"], row["cand__rating"], own, row["cand__action"], strict=True
         ):

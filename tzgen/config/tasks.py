@@ -80,11 +80,11 @@ def task_specs(model_config: Message, label_fields: Sequence[str] = ()) -> tuple
     `label_fields` (data_config's) is what a task without `label_name` takes its label from: the
     field at the task's position, as TorchEasyRec does.
     """
-    kind = model_config.WhichOneof("model")  # type: ignore[attr-defined]
+    kind = model_config.WhichOneof("model")
     model = getattr(model_config, kind) if kind else None
     messages = _task_messages(model)
     if messages is None:
-        if not len(model_config.losses):  # type: ignore[attr-defined]
+        if not len(model_config.losses):
             return ()
         return (_spec(model_config, "", _label(label_fields, 0)),)
     return tuple(

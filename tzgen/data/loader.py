@@ -26,10 +26,14 @@ from tzgen.data.plan import (
     SplitByRows,
     bounds_by_cost,
     bounds_by_rows,
+    parse_together,
 )
 from tzgen.data.readers.base import Reader, RowGroups
-from tzgen.data.workers import Parse, batches_from_workers
+from tzgen.data.staged import Parse, parse_parts
+from tzgen.data.workers import batches_from_workers
 from tzgen.errors import UserError
+
+PARSED_ROWS = 4096  # about as many values of a column as the second-level cache holds
 
 
 class BatchLoader:
@@ -38,7 +42,8 @@ class BatchLoader:
     batch_size and min_batch_size count rows per rank; a last batch with fewer than
     min_batch_size * world_size rows is left out (drop_remainder: fewer than a full one). With
     batch_cost, batches are cut by cost instead and batch_size is not used. num_workers 0 works in
-    this process. `parse` must be picklable where the reader is not fork_safe.
+    this process. `parse` must be picklable where the reader is not fork_safe; a `Staged` one gets
+    the rows of several batches at once, which is a good deal faster for small batches.
     """
 
     def __init__(
@@ -98,30 +103,35 @@ class BatchLoader:
             self._reader,
             order,
             bounds,
+            self._together(order, bounds),
             rank=self._rank,
             split=self._split(order),
             read_ahead=self._num_workers > 0,
         )
         here = Position(self._seed, epoch, 0, self.fingerprint)
-        with closing(self._batches(rows, len(bounds) - 1)) as batches:
+        with closing(self._batches(rows)) as batches:
             for batch, end in zip(batches, bounds[1:].tolist(), strict=True):
                 batch.position = replace(here, next_row=end)
                 yield batch
 
-    def _batches(self, rows: RankRows, num_batches: int) -> Generator[Batch]:
-        if self._num_workers and num_batches:
+    def _together(self, order: RowOrder, bounds: Int64) -> Int64:
+        """Batches that are read and, by a Staged parser, parsed at once."""
+        rows = PARSED_ROWS * self._world_size
+        return parse_together(bounds, order.window_starts, rows)
+
+    def _batches(self, rows: RankRows) -> Generator[Batch]:
+        if self._num_workers and rows.batches_per_item:
             yield from batches_from_workers(
                 rows,
                 self._reader,
                 self._parse,
-                num_batches=num_batches,
                 num_workers=self._num_workers,
                 pin_memory=self._pin_memory,
             )
             return
-        for record_batch, source in rows:
-            batch = self._parse(record_batch, source)
-            yield batch.pin_memory() if self._pin_memory else batch
+        for some in rows:
+            for batch in parse_parts(self._parse, some.rows, some.source, some.sizes):
+                yield batch.pin_memory() if self._pin_memory else batch
 
     def _order(self, epoch: int) -> RowOrder:
         return RowOrder(

@@ -77,6 +77,11 @@ class RowOrder:
     def num_rows(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def window_starts(self) -> Int64:
+        """int64 [windows + 1]: first row of each window, then the number of rows."""
+        return self._window_starts
+
     def window(self, index: int) -> Window:
         first = index * self._size
         last = min(first + self._size, len(self._groups))

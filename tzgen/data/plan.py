@@ -51,6 +51,22 @@ def bounds_by_cost(start: int, costs: NDArray[np.float64], budget: float) -> Int
     return np.array(bounds, dtype=np.int64)
 
 
+def parse_together(bounds: Int64, window_starts: Int64, rows: int) -> Int64:
+    """int64 [C + 1]: batches [out[c], out[c + 1]) are parsed at once: about `rows` rows.
+
+    A batch costs a parser some time per column, however few its rows; several at once share it.
+    They lie in one window, except that a batch across windows is parsed alone. The same for every
+    rank, and wherever an epoch resumes.
+    """
+    begins, ends = bounds[:-1], bounds[1:]
+    window = np.searchsorted(window_starts, begins, side="right")
+    across = window != np.searchsorted(window_starts, ends - 1, side="right")
+    block = (begins - window_starts[window - 1]) // rows
+    new = np.ones(len(begins), dtype=bool)
+    new[1:] = (np.diff(window) != 0) | (np.diff(block) != 0) | across[1:] | across[:-1]
+    return np.append(np.flatnonzero(new), len(begins))
+
+
 @dataclass(frozen=True)
 class SplitByRows:
     """Slices that differ by one row at most; some are empty if rows are fewer than ranks."""

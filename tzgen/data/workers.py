@@ -2,8 +2,8 @@
 """Loader processes: one reads, several parse, and batches arrive in order.
 
 One worker reads and parses. With more, a further process reads and arranges the rows, so that each
-row group is decoded once however many workers there are, and hands global batch k to parser
-k mod W. Every channel is a socket pair: a process whose reader is gone ends by itself, so nothing
+row group is decoded once however many workers there are, and hands item i of RankRows to parser
+i mod W. Every channel is a socket pair: a process whose reader is gone ends by itself, so nothing
 survives the training process, not even when that is killed.
 """
 
@@ -23,13 +23,12 @@ from multiprocessing.process import BaseProcess
 import pyarrow as pa
 import torch
 
-from tzgen.data.batch import Batch, Source
+from tzgen.data.batch import Batch
 from tzgen.data.gather import RankRows
 from tzgen.data.readers.base import Reader
+from tzgen.data.staged import Parse, parse_parts
 from tzgen.data.transport import receive, send
 from tzgen.errors import UserError
-
-Parse = Callable[[pa.RecordBatch, Source], Batch]
 
 WAITING_PER_WORKER = 2  # parsed batches held ready for the consumer
 EXIT_SECONDS = 5.0
@@ -40,7 +39,6 @@ def batches_from_workers(
     reader: Reader,
     parse: Parse,
     *,
-    num_batches: int,
     num_workers: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
@@ -52,13 +50,13 @@ def batches_from_workers(
     stop = threading.Event()
     thread = threading.Thread(
         target=_collect,
-        args=(pool.outputs, ready, stop, num_batches, pin_memory),
+        args=(pool.outputs, ready, stop, rows.batches_per_item, pin_memory),
         name="tzgen-loader",
         daemon=True,
     )
     thread.start()
     try:
-        for _ in range(num_batches):
+        for _ in range(sum(rows.batches_per_item)):
             item = ready.get()
             if isinstance(item, UserError):
                 raise item
@@ -82,24 +80,25 @@ def _collect(
     outputs: list[socket.socket],
     ready: queue.Queue[Batch | UserError | EOFError],
     stop: threading.Event,
-    num_batches: int,
+    batches_per_item: list[int],
     pin_memory: bool,
 ) -> None:
-    """Thread: batch k from parser k mod W, straight into (pinned) memory."""
-    received = 0
+    """Thread: the batches of item i from parser i mod W, straight into (pinned) memory."""
+    left = sum(batches_per_item)
     try:
-        while received < num_batches:
-            item = receive(outputs[received % len(outputs)], pin=pin_memory)
-            if stop.is_set():
-                return
-            ready.put(item)
-            if not isinstance(item, Batch):
-                return
-            received += 1
+        for i, count in enumerate(batches_per_item):
+            for _ in range(count):
+                item = receive(outputs[i % len(outputs)], pin=pin_memory)
+                if stop.is_set():
+                    return
+                ready.put(item)
+                if not isinstance(item, Batch):
+                    return
+                left -= 1
     except (EOFError, OSError):
         return
     finally:
-        if received < num_batches:  # also when a message cannot be unpickled: nobody waits forever
+        if left:  # also when a message cannot be unpickled: nobody waits forever
             ready.put(EOFError())
 
 
@@ -211,8 +210,9 @@ def _child(
 
 def _read_and_parse(output: socket.socket, rows: RankRows, parse: Parse) -> None:
     try:
-        for record_batch, source in rows:
-            send(output, parse(record_batch, source))
+        for some in rows:
+            for batch in parse_parts(parse, some.rows, some.source, some.sizes):
+                send(output, batch)
     except UserError as error:
         send(output, error)
 
@@ -225,8 +225,8 @@ def _read_rows(
     reader.use_threads = True
     turn = 0
     try:
-        for item in rows:
-            send(parsers[turn], item)
+        for some in rows:
+            send(parsers[turn], some)
             turn = (turn + 1) % len(parsers)
     except UserError as error:
         send(parsers[turn], error)
@@ -235,14 +235,15 @@ def _read_rows(
 def _parse_rows(rows: socket.socket, output: socket.socket, parse: Parse) -> None:
     while True:
         try:
-            item = receive(rows)
+            some = receive(rows)
         except EOFError:  # the reader has no more, or is gone: whoever counts batches knows which
             return
-        if isinstance(item, UserError):
-            send(output, item)
+        if isinstance(some, UserError):
+            send(output, some)
             return
         try:
-            send(output, parse(*item))
+            for batch in parse_parts(parse, some.rows, some.source, some.sizes):
+                send(output, batch)
         except UserError as error:
             send(output, error)
             return

@@ -88,7 +88,10 @@ def export_job(args: argparse.Namespace, config: Any, trained: Trained) -> Path:
     folder = Path(required(args.export_dir, "--export_dir"))
     best = config.export_config.exporter_type == "best"
     averaged = config.export_config.use_dense_ema if config.export_config.HasField("use_dense_ema") else None
-    pipeline, provenance = trained(config, args.checkpoint_path, labels=False, best=best, averaged=averaged)
+    config.train_config.mixed_precision = config.export_config.mixed_precision  # never training's
+    pipeline, provenance = trained(
+        config, args.checkpoint_path, labels=False, best=best, averaged=averaged
+    )
     path = config.eval_input_path or config.train_input_path
     loader = open_loader(pipeline, path, mode="predict", num_workers=0)
     batch = next(islice(loader.epoch(None, 0), 1), None)

@@ -36,7 +36,7 @@ class Input:
     form: str = "bags"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Feature:
     """A configured feature; built by `create_features`.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import field as field_of
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tzgen.errors import ConfigError, Problem
 from tzgen.features.arrow import Layout
 from tzgen.features.bags import BadValue, Bags, Flat
 from tzgen.features.base import Feature, Input
-from tzgen.features.buckets import Buckets
+from tzgen.features.buckets import Buckets, HashBuckets
 from tzgen.features.operators import (
     EVERY_KEY,
     TOKENIZE,
@@ -91,6 +92,7 @@ class _Maker:
     newest_first: bool
     integer_names: frozenset[str]
     refs: Mapping[str, FeatureRef]
+    hashed: dict[int, HashBuckets] = field_of(default_factory=dict)
 
     @property
     def generates(self) -> bool:
@@ -102,7 +104,7 @@ class _Maker:
         message = ref.message
         sparse, dim = is_sparse(ref), value_dim(ref)
         stub = bool(field(message, "stub_type", False))
-        buckets = None if self.mode == "FG_NONE" else buckets_of(ref)
+        buckets = None if self.mode == "FG_NONE" else self._buckets(ref)
         encoder = None if sparse else dense_encoder(message)
         if encoder is not None and encoder.kind == "autodis" and dim > 1:
             raise _problem(ref, ".value_dim", str(dim), "1 with autodis", "Use mlp, or no encoder.")
@@ -139,6 +141,13 @@ class _Maker:
             as_integer=ref.name in self.integer_names and not sparse,
             is_encoded=self.mode == "FG_NONE",
         )
+
+    def _buckets(self, ref: FeatureRef) -> Buckets | None:
+        """Hashed features with equally many rows share one function, and what it remembers."""
+        buckets = buckets_of(ref)
+        if isinstance(buckets, HashBuckets):
+            return self.hashed.setdefault(buckets.num_embeddings, buckets)
+        return buckets
 
     def _num_embeddings(self, ref: FeatureRef, buckets: Buckets | None) -> int:
         if ref.kind == TOKENIZE:

@@ -98,9 +98,7 @@ def read_weight(column: pa.Array, layout: Layout, aligned: Steps | None) -> Tens
 def _read(column: pa.Array, layout: Layout, aligned: Steps | None) -> tuple[Bags, bool]:
     kind = column.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    is_list = is_list or pa.types.is_fixed_size_list(kind)
-    if not is_list and pa.types.is_string(kind) and aligned is not None:
-        is_list = True
+    is_list = is_list or pa.types.is_fixed_size_list(kind) or aligned is not None
     bags = read_bags(column, layout if is_list else replace(layout, sequence=False))
     lengths = bags.all_lengths()
     wrong = np.flatnonzero(lengths != 1)

@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 
 from tzgen.config.features import FeatureRef, features_of, groups_of
 from tzgen.features.base import Feature, Input
-from tzgen.features.buckets import IntegerBuckets
+from tzgen.features.buckets import Boundaries, IntegerBuckets
 from tzgen.features.create import newest_first, walk
-from tzgen.features.cross import Lookup, Match
+from tzgen.features.cross import Combination, Lookup, Match
 from tzgen.features.graph import evaluation_order
 from tzgen.features.labels import label_columns
+from tzgen.features.mask import Mask
+from tzgen.features.overlap import Overlap
+from tzgen.features.raw import Formula, Numbers
 from tzgen.features.sequence import base_of, equally_long
+from tzgen.features.tokenize import Replacement, Tokens
 from tzgen.features.vocabulary import Vocabulary
 
 _DAY = 86_400
@@ -169,17 +173,27 @@ class _Maker:
         operator = feature.operator
         if isinstance(operator, Lookup | Match):
             return "id", _KEYS, ()
-        if feature.kind in ("raw_feature", "expr_feature"):
+        if isinstance(operator, Numbers | Formula):
             return "number", 0, ()
-        if feature.kind in ("overlap_feature", "tokenize_feature", "regex_replace_feature"):
+        if isinstance(operator, Overlap | Tokens | Replacement):
             return "text", 0, ()
-        if feature.kind == "bool_mask_feature" and at == 1:
+        if isinstance(operator, Mask) and at == 1:
             return "mask", 0, ()
-        if isinstance(feature.buckets, Vocabulary) and feature.kind != "combo_feature":
-            return "words", 0, tuple(word for word in feature.buckets.words if word)
-        if isinstance(feature.buckets, IntegerBuckets):
-            return "id", feature.buckets.num_embeddings, ()
-        return "id", _HASHED, ()
+        if isinstance(operator, Combination):
+            return "id", _HASHED, ()
+        return self._bucket_domain(feature)
+
+    @staticmethod
+    def _bucket_domain(feature: Feature) -> tuple[str, int, tuple[str, ...]]:
+        """Of values that only have to become ids, or are numbers already."""
+        buckets = feature.buckets
+        if isinstance(buckets, Vocabulary):
+            return "words", 0, tuple(word for word in buckets.words if word)
+        if isinstance(buckets, Boundaries) or not feature.is_sparse:
+            return "number", 0, ()
+        if isinstance(buckets, IntegerBuckets):
+            return "id", buckets.num_embeddings, ()
+        return "id", _HASHED if buckets is not None else feature.num_embeddings, ()
 
     def column(self, wanted: Wanted) -> pa.Array:
         n = self.count(wanted.sequence)

@@ -2,3 +2,6 @@
 """One file a model, architecture only. Importing this package registers them in `base.MODELS`."""
 
 from tzgen.models import dlrm_hstu as dlrm_hstu
+from tzgen.models import mmoe as mmoe
+from tzgen.models import ple as ple
+from tzgen.models import simple_multi_task as simple_multi_task

@@ -39,6 +39,7 @@ from tzgen.models.hstu_options import (
     is_interleaved,
     reads_watchtime,
 )
+from tzgen.models.multi_task import extraction_problems, make_experts
 from tzgen.modules.contextual_mlp import swish_mlp
 from tzgen.modules.mlp import MLPOptions
 from tzgen.modules.sequence import Events, first_time, last_time
@@ -83,10 +84,13 @@ class DlrmHSTU(Model):
         )
         self.item_mlp = swish_mlp(candidate_dim, config.item_embedding_hidden_dim, dim)
         tower = config.fusion_mtl_tower
+        experts, experts_dim = make_experts(tower, dim, len(tasks))
         self.tower = FusionMTLTower(
             dim,
             mlp=options(MLPOptions, tower.mlp) if tower.HasField("mlp") else None,
             outputs={task.name: task.num_class for task in tasks},
+            experts=experts,
+            experts_dim=experts_dim,
         )
         self.reads_history_time = bool(history_time_readers(config.hstu))
         self.reads_candidate_time = bool(candidate_time_readers(config.hstu))
@@ -195,6 +199,11 @@ class DlrmHSTU(Model):
         config = model_config.dlrm_hstu
         problems = super().check(model_config, widths)
         problems += _structure_problems(config, "model_config.dlrm_hstu")
+        tower = config.fusion_mtl_tower
+        if tower.HasField("ple"):
+            problems += extraction_problems(
+                tower.ple, "model_config.dlrm_hstu.fusion_mtl_tower.ple"
+            )
         if widths is not None and not problems:
             problems += _width_problems(config, widths, "model_config.dlrm_hstu")
         return problems

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -150,7 +151,8 @@ def load_state(target: Mapping[str, Any], folder: Path) -> None:
     ]
     if wrong:
         raise UserError(f"{folder}: {len(wrong)} tensors have another shape: {'; '.join(wrong[:3])}")
-    dcp.load(dict(target), storage_reader=FileSystemReader(str(folder)))
+    alone = not dist.is_initialized()
+    dcp.load(dict(target), storage_reader=FileSystemReader(str(folder)), no_dist=alone)
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -208,7 +210,8 @@ def write_text(path: Path, text: str) -> None:
 
 def _save_state(state: Mapping[str, Any], folder: Path) -> None:
     if state:
-        dcp.save(dict(state), storage_writer=FileSystemWriter(str(folder), sync_files=True))
+        writer = FileSystemWriter(str(folder), sync_files=True)
+        dcp.save(dict(state), storage_writer=writer, no_dist=not dist.is_initialized())
     else:
         folder.mkdir(exist_ok=True)
 

@@ -11,8 +11,7 @@ import difflib
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, Self
@@ -61,6 +60,8 @@ class Reader(Protocol):
         self, file: int, row_group: int, columns: Sequence[str] | None = None
     ) -> pa.RecordBatch: ...
 
+    def read_groups(self, file: int, row_groups: Sequence[int]) -> pa.RecordBatch: ...
+
 
 class FileReader(ABC):
     """Shared by the file formats: schema agreement, fingerprint, errors that name the place."""
@@ -99,8 +100,8 @@ class FileReader(ABC):
         """Built from the fields of DataConfig that concern this format."""
 
     @abstractmethod
-    def _read(self, file: int, row_group: int, columns: Sequence[str]) -> pa.RecordBatch:
-        """Decode; may raise what Arrow raises."""
+    def _read(self, file: int, row_groups: Sequence[int], columns: Sequence[str]) -> pa.RecordBatch:
+        """Decode row groups one after the other; may raise what Arrow raises."""
 
     @property
     def num_rows(self) -> int:
@@ -121,9 +122,12 @@ class FileReader(ABC):
         names = self.schema.names if columns is None else list(columns)
         path, expected = self.files[file].path, self.files[file].group_rows[row_group]
         require_columns(path, self.file_schema.names, names)
-        with self.errors(file, row_group, names):
-            rows = self._read(file, row_group, names)
-            rows = conform(rows, pa.schema([self.file_schema.field(name) for name in names]))
+        try:
+            rows = self._decode(file, [row_group], names)
+        except pa.ArrowMemoryError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise self._located(error, file, row_group, names) from error
         if rows.num_rows != expected:
             raise DataError(
                 file=path,
@@ -134,36 +138,45 @@ class FileReader(ABC):
             )
         return rows
 
-    @contextmanager
-    def errors(self, file: int, row_group: int, columns: Sequence[str]) -> Iterator[None]:
-        """Arrow's errors become a DataError with the place, and the column if one is guilty."""
+    def read_groups(self, file: int, row_groups: Sequence[int]) -> pa.RecordBatch:
+        """All rows of several row groups of a file, in the order given, without copying them
+        together afterwards."""
         try:
-            yield
+            rows = self._decode(file, row_groups, self.schema.names)
+            if rows.num_rows == sum(self.files[file].group_rows[i] for i in row_groups):
+                return rows
         except pa.ArrowMemoryError:
             raise
-        except (pa.ArrowException, OSError) as error:
-            column = self._guilty_column(file, row_group, columns)
-            raise DataError(
-                file=self.files[file].path,
-                row_group=row_group,
-                column=column,
-                found=f"{type(error).__name__}: {first_line(error)}",
-                expected="a readable row group"
-                + ("" if column is None else f" of {self.file_schema.field(column).type}"),
-                remedy=self.read_remedy,
-            ) from error
+        except (pa.ArrowException, OSError):
+            pass  # one by one, so that the error names its row group
+        return pa.concat_batches([self.read_rows(file, index) for index in row_groups])
 
     read_remedy = "Write the file again, or leave it out of the input path."
 
-    def _guilty_column(self, file: int, row_group: int, columns: Sequence[str]) -> str | None:
-        """The first column that fails by itself; None when all do, as with a file that is gone."""
-        guilty = [name for name in columns if not self._readable(file, row_group, name)]
-        return guilty[0] if 0 < len(guilty) < max(len(columns), 2) else None
+    def _decode(self, file: int, row_groups: Sequence[int], names: Sequence[str]) -> pa.RecordBatch:
+        schema = pa.schema([self.file_schema.field(name) for name in names])
+        return conform(self._read(file, row_groups, names), schema)
+
+    def _located(
+        self, error: BaseException, file: int, row_group: int, names: Sequence[str]
+    ) -> DataError:
+        """Arrow's error as one that names the place, and the column if one is guilty."""
+        guilty = [name for name in names if not self._readable(file, row_group, name)]
+        # All fail when, for example, the file is gone: then none of them is to blame.
+        column = guilty[0] if 0 < len(guilty) < max(len(names), 2) else None
+        of_type = "" if column is None else f" of {self.file_schema.field(column).type}"
+        return DataError(
+            file=self.files[file].path,
+            row_group=row_group,
+            column=column,
+            found=f"{type(error).__name__}: {first_line(error)}",
+            expected=f"a readable row group{of_type}",
+            remedy=self.read_remedy,
+        )
 
     def _readable(self, file: int, row_group: int, name: str) -> bool:
         try:
-            rows = self._read(file, row_group, [name])
-            conform(rows, pa.schema([self.file_schema.field(name)]))
+            self._decode(file, [row_group], [name])
         except (pa.ArrowException, OSError):
             return False
         return True

@@ -143,9 +143,10 @@ class CsvDataset(FileReader):
             ) from error
         return tuple(next(csv.reader([line], delimiter=self._delimiter))), end
 
-    def _read(self, file: int, row_group: int, columns: Sequence[str]) -> pa.RecordBatch:
-        return self._convert(
-            self.files[file].path, self._blocks[file], row_group, columns, self._types
+    def _read(self, file: int, row_groups: Sequence[int], columns: Sequence[str]) -> pa.RecordBatch:
+        path, blocks = self.files[file].path, self._blocks[file]
+        return pa.concat_batches(
+            [self._convert(path, blocks, group, columns, self._types) for group in row_groups]
         )
 
     def _convert(

@@ -84,9 +84,9 @@ class ParquetDataset(FileReader):
                 remedy="It is damaged, still being written, or not Parquet: write it again.",
             ) from error
 
-    def _read(self, file: int, row_group: int, columns: Sequence[str]) -> pa.RecordBatch:
-        table = self._handle(self.files[file].path).read_row_group(
-            row_group, columns=list(columns), use_threads=self.use_threads
+    def _read(self, file: int, row_groups: Sequence[int], columns: Sequence[str]) -> pa.RecordBatch:
+        table = self._handle(self.files[file].path).read_row_groups(
+            list(row_groups), columns=list(columns), use_threads=self.use_threads
         )
         table = table.select(list(columns)).combine_chunks()
         batches = table.to_batches()
