@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": ABOVE_DATA | BELOW_BUILD,
     "train": ABOVE_DATA | BELOW_BUILD | {"build"},
     "export": ABOVE_DATA | BELOW_BUILD | {"build"},
+    "checking": ABOVE_DATA | BELOW_BUILD | {"build"},
     "serving": {"build", "sid", "embeddings", "data", "features", "ops", "modules", "decoding", "export"},
 }
 VERBS = {"train_eval", "eval", "predict", "serve", "check", "flags"}

@@ -69,7 +69,11 @@ class Head(nn.Module):
         outputs = self.outputs(groups)
         terms = self.objective(outputs, batch)
         loss = self.objective.combine(
-            terms, counts=counts, all_reduce=self._sum, world_size=self._world_size
+            terms,
+            counts=counts,
+            all_reduce=self._sum,
+            world_size=self._world_size,
+            parameters=self.model.parameters(),
         )
         detached = {name: term.detach() for name, term in terms.items()}
         return loss, StepOutput(loss.detach(), detached, outputs.map(Tensor.detach), batch)

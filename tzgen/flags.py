@@ -79,6 +79,8 @@ FLAGS: Mapping[str, Flag] = MappingProxyType(
             "", retired="the package's manifest holds what serving needs"
         ),
         "diff_torcheasyrec": Flag("list what means something else there", kind="switch"),
+        "synthetic": Flag("check synthesised rows; train_input_path is not read", kind="switch"),
+        "plot": Flag("draw the token layout and the attention mask into this .png"),
         "predict_threads": Flag("", retired="data_config.num_workers says how many load rows"),
         "is_profiling": Flag("", kind="bool", retired="set train_config.is_profiling"),
         "debug_level": Flag("", retired="errors always name file, row and column"),

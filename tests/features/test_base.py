@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from feature_world import make_config, one
 
 from tzgen.features import create_features
 from tzgen.features.bags import Bags
 from tzgen.features.base import const
+
+from .feature_world import make_config, one
 
 
 def test_a_constant_is_in_every_row() -> None:

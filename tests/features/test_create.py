@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import pytest
-from feature_world import bags, make_config, one, parse
 
 from tzgen.errors import ConfigError
 from tzgen.features import Constraints, create_features
+
+from .feature_world import bags, make_config, one, parse
 
 SEQUENCE = """feature_configs { sequence_feature { sequence_name: "s" sequence_length: 3
   sequence_delim: "|"

@@ -9,11 +9,12 @@ import random
 import numpy as np
 import pyarrow as pa
 import pytest
-from feature_world import bags, one, parse
 
 from tzgen.errors import DataError
 from tzgen.features.bags import Bags
 from tzgen.features.cross import Combination, ItemForm, Match, read_nested
+
+from .feature_world import bags, one, parse
 
 SEP = "\x1d"
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import pytest
-from feature_world import make_config
 
 from tzgen.errors import ConfigError
 from tzgen.features import create_features
 from tzgen.features.graph import evaluation_order
+
+from .feature_world import make_config
 
 
 def raw(name: str, source: str, stub: bool = False) -> str:

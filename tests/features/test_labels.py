@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 import torch
 import xxhash
-from feature_world import parse
 
 from tzgen.data.batch import Ragged
 from tzgen.errors import DataError
+
+from .feature_world import parse
 
 TEXT = """data_config { label_fields: "y" fg_mode: FG_DAG }
   feature_configs { id_feature { feature_name: "user" expression: "user:uid"

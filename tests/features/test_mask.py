@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from feature_world import bags, one, parse
 
 from tzgen.errors import DataError
+
+from .feature_world import bags, one, parse
 
 FIELDS = """expression: ["user:v", "user:m"] separator: "," num_buckets: 200 embedding_dim: 4
   value_dim: 0"""

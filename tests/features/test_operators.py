@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import pytest
-from feature_world import make_config, one
 
 from tzgen.config.features import features_of
 from tzgen.features import create_features
 from tzgen.features.operators import operator_of
+
+from .feature_world import make_config, one
 
 
 @pytest.mark.parametrize(

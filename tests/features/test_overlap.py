@@ -10,11 +10,12 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import pytest
-from feature_world import bags, one, parse
 
 from tzgen.errors import ConfigError
 from tzgen.features.bags import Bags
 from tzgen.features.overlap import METHODS, Overlap
+
+from .feature_world import bags, one, parse
 
 Terms = list[str]
 

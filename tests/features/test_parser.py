@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 import torch
 import xxhash
-from feature_world import bags, make_config, make_rows, make_source, one, parse
 
 from tzgen.data.batch import Ragged
 from tzgen.errors import DataError
 from tzgen.features import FeatureParser, create_features
+
+from .feature_world import bags, make_config, make_rows, make_source, one, parse
 
 
 @pytest.mark.parametrize(

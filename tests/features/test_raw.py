@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from feature_world import bags, one, parse
 
 from tzgen.errors import ConfigError, DataError
 from tzgen.features.raw import parse_normalizer
+
+from .feature_world import bags, one, parse
 
 RAW = 'expression: "user:r"'
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from feature_world import make_config
-
 from tzgen.features import create_features
 from tzgen.features.sequence import base_of, equally_long
+
+from .feature_world import make_config
 
 GROUPED = """feature_configs { sequence_feature { sequence_name: "s"
   features { raw_feature { feature_name: "a" } } features { raw_feature { feature_name: "b" } } } }

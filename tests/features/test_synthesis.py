@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from feature_world import make_config, make_source
 
 from tzgen.config.load import load_pipeline
 from tzgen.data.batch import Ragged
 from tzgen.errors import DataError
 from tzgen.features import FeatureParser, create_features
 from tzgen.features.synthesis import synthesise
+
+from .feature_world import make_config, make_source
 
 TEXTS = sorted((Path(__file__).parent.parent / "integration" / "texts").glob("*.config"))
 ROWS = 40

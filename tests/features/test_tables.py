@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import pytest
-from feature_world import make_config, one
 
 from tzgen.errors import ConfigError
 from tzgen.features import DenseEncoder, create_features, merge_tables
+
+from .feature_world import make_config, one
 
 
 def test_encoders() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from feature_world import make_config, one
 
 from tzgen.data.batch import Ragged
 from tzgen.features import create_features
 from tzgen.features.bags import BadValue, Bags
 from tzgen.features.tensors import Shared, Steps, tensor, to_dense, to_ids
+
+from .feature_world import make_config, one
 
 
 def feature(kind: str, fields: str) -> Any:

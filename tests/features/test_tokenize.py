@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from feature_world import bags, make_config, one, parse
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tzgen.errors import ConfigError, UserError
 from tzgen.features import create_features
+
+from .feature_world import bags, make_config, one, parse
 
 WORDS = {"[UNK]": 0, "red": 1, "shoe": 2, "blue": 3, "a": 4}
 

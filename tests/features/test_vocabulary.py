@@ -6,11 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from feature_world import bags, make_config, one, parse
 
 from tzgen.errors import ConfigError, UserError
 from tzgen.features import create_features
 from tzgen.features.vocabulary import read_vocabulary
+
+from .feature_world import bags, make_config, one, parse
 
 EXPRESSION = 'expression: "user:c" embedding_dim: 4'
 COLUMN = {"c": ["abc\x1defg", "", "hij", None]}

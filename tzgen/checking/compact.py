@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables cut to the ids of one batch, so that a cluster's config can be tried on a laptop.
 
-Ids are renumbered per table; everything else, lookups and gradients included, is what training does.
+Ids are renumbered per table; lookups and gradients are what training does. Weights are FP32: the
+local engine has no gradients of FP16 tables.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def compact(features: Sequence[Feature], batch: Batch) -> tuple[tuple[Feature, .
             small.append(feature)
             continue
         known = rows[feature.table.name]
-        spec = replace(feature.table, num_embeddings=max(known.numel(), 1))
+        spec = replace(
+            feature.table, num_embeddings=max(known.numel(), 1), data_type="FP32"
+        )
         small.append(replace(feature, table=spec))
         if feature.name in ids:
             old = ids[feature.name]

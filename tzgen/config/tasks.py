@@ -51,12 +51,12 @@ class TaskSpec:
 
     @property
     def suffix(self) -> str:
-        """What outputs and metrics of this task end in: "_is_click", or "" when it is the only one."""
+        """What its outputs and metrics end in: "_is_click", or "" when it is the only task."""
         return f"_{self.name}" if self.name else ""
 
     @property
     def output(self) -> str:
-        """ "binary", "classes", "regression" or "score": what the model's number for the task means.
+        """What the model's number for the task means: binary, classes, regression or score.
 
         A list-wise loss alone leaves a score that is no probability; beside another loss the other
         decides. Raises ConfigError when two losses read the output differently.

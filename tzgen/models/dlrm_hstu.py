@@ -157,8 +157,6 @@ class DlrmHSTU(Model):
         if not self.contextual_widths:
             return None
         value = groups.get("contextual")
-        if value is None:  # a SEQUENCE group without sequences
-            value = groups.get("contextual.query")
         if not isinstance(value, Tensor):
             raise UserError(f"group 'contextual': found {type(value).__name__}; expected DEEP")
         tokens, width = _contextual_shape(self.contextual_widths, self.concat_contextual)
@@ -210,7 +208,7 @@ class DlrmHSTU(Model):
 
 
 def _contextual_widths(widths: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    return tuple(widths.get("contextual") or widths.get("contextual.query") or ())
+    return tuple(widths.get("contextual", ()))
 
 
 def _contextual_shape(widths: tuple[int, ...], concat: bool) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from tzgen.config.tasks import TaskSpec
 from tzgen.embeddings import Groups
 from tzgen.errors import Problem, UserError
 from tzgen.models.base import Model, Outputs
-from tzgen.modules.experts import MMoE, ExtractionOptions, PLE, TaskTower
+from tzgen.modules.experts import PLE, ExtractionOptions, MMoE, TaskTower
 from tzgen.modules.mlp import MLPOptions
 
 CANDIDATE = "candidate"

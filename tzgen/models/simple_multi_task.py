@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared embeddings, a tower for each task and nothing between: the baseline of multi-task models."""
+"""Shared embeddings and a tower for each task: the baseline of multi-task models."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class ExtractionOptions:
 
 
 class ExtractionNetwork(nn.Module):
-    """One level of PLE: T task vectors [N, Dt] and a shared one [N, Ds] -> the same, [N, output_dim].
+    """One level of PLE: T task vectors [N, Dt], a shared one [N, Ds] -> the same, [N, output_dim].
 
     Without `emits_shared` (nothing above has shared experts) the second result is None.
     """
@@ -82,7 +82,7 @@ class ExtractionNetwork(nn.Module):
             net = options.share_expert_net
             if net is None or net.hidden_units[-1] != self.output_dim:
                 raise ValueError(
-                    "a gate adds shared and own experts, so they end in one width: share_expert_net "
+                    "a gate adds shared and own experts: they end in one width. share_expert_net "
                     f"ends in {net.hidden_units[-1] if net else None}, task_expert_net in "
                     f"{self.output_dim}"
                 )
@@ -97,12 +97,14 @@ class ExtractionNetwork(nn.Module):
             nn.Linear(shared_features, num_tasks * own + shared) if emits_shared else None
         )
 
-    def forward(self, tasks: Sequence[Tensor], shared: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    def forward(
+        self, tasks: Sequence[Tensor], shared: Tensor
+    ) -> tuple[list[Tensor], Tensor | None]:
         common = [expert(shared) for expert in self.shared_experts]
         everything: list[Tensor] = []
         mixed: list[Tensor] = []
         for x, experts, gate in zip(tasks, self.task_experts, self.task_gates, strict=True):
-            own = [expert(x) for expert in experts]  # type: ignore[union-attr]
+            own = [expert(x) for expert in experts]  # type: ignore[attr-defined]
             mixed.append(_mix(gate(x), torch.stack([*own, *common], dim=1)))
             everything += own
         if self.shared_gate is None:

@@ -81,7 +81,7 @@ def jrc_loss(
     """alpha * cross-entropy + (1 - alpha) * contrast inside the session.
 
     A positive is set against its session's negatives on logit 1, a negative against the session's
-    positives on logit 0: -log(e^own / (e^own + sum over the others)). A sample without opponents has
+    positives on logit 0: -log(e^own / (e^own + sum over the others)). Without opponents there is
     no contrast. logits [N, 2], labels [N] (positive above 0), groups int64 [N] below `num_groups`
     -> [N]. Source: Sheng et al. 2022 (2208.06164), equations 5 to 7.
 
@@ -128,7 +128,7 @@ def listwise_rank_loss(
 
 
 def _logsumexp(x: Tensor, taken: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """log of the sum of e^x over the `taken` members of each group, [G]; a very low number for none."""
+    """log of the sum of e^x over the `taken` members of each group, [G]; -1e9 for none."""
     lowest = x.new_full((num_groups,), -1e9)
     with torch.no_grad():
         top = lowest.scatter_reduce(0, groups, x.masked_fill(~taken, -1e9), "amax")

@@ -2,7 +2,7 @@
 """From outputs and labels to one loss: the only loop over tasks, and the only average.
 
 A term is a weighted sum and its weight, never a mean, so that the average over all ranks is exact:
-with `global_average` a sample weighs the same wherever it lies, and one all-reduce serves all tasks.
+with `global_average` a sample weighs the same wherever it lies. One all-reduce serves all tasks.
 """
 
 from __future__ import annotations
@@ -87,10 +87,9 @@ class Objective(nn.Module):
             raise ConfigError([problem])
         kind = model_config.WhichOneof("model")
         model = getattr(model_config, kind) if kind else None
-        settings = model.DESCRIPTOR.fields_by_name if model is not None else {}
-        self.global_average = "enable_global_average_loss" not in settings or bool(
-            model.enable_global_average_loss
-        )
+        self.global_average = True
+        if model is not None and "enable_global_average_loss" in model.DESCRIPTOR.fields_by_name:
+            self.global_average = bool(model.enable_global_average_loss)
         self.use_pareto = bool(model_config.use_pareto_loss_weight) and len(self.tasks) > 1
         self.log_scales = nn.ParameterDict()
         for index, loss in enumerate(self.losses):
@@ -220,7 +219,7 @@ class Objective(nn.Module):
 
 
 def _losses_of(task: TaskSpec) -> list[_Loss]:
-    found = []
+    found: list[_Loss] = []
     for index, config in enumerate(task.losses):
         kind = config.WhichOneof("loss")
         if kind not in KNOWN:
@@ -250,7 +249,9 @@ def _stack(terms: Mapping[str, LossTerm]) -> tuple[Tensor, Tensor]:
 def _divide(total: Tensor, count: Tensor) -> Tensor:
     """total / count, and 0 with zero gradient where count is 0."""
     counts = count > 0
-    return torch.where(counts, total / torch.where(counts, count, torch.ones_like(count)), total * 0)
+    return torch.where(
+        counts, total / torch.where(counts, count, torch.ones_like(count)), total * 0
+    )
 
 
 def _samples_of_labels(task: TaskSpec, batch: Batch) -> Samples:
@@ -267,7 +268,7 @@ def _device(task: TaskSpec, batch: Batch) -> torch.device:
 
 
 def _groups(loss: _Loss, samples: Samples, device: torch.device) -> tuple[Tensor, int]:
-    """(int64 [N] group of each sample, number of groups): sessions, else the candidates of a row."""
+    """(group of each sample [N], number of groups): sessions, else the candidates of a row."""
     name = loss.options.session_name
     if name:
         ids = samples.ids(name, f"{loss.kind}.session_name of task {loss.task.name!r}")

@@ -33,7 +33,9 @@ def pareto_weights(gram: F64, minimum: F64) -> F64:
     [0.6, 0.4]
     """
     count = len(minimum)
-    scale = np.trace(gram) / count or 1.0  # weights do not change with it; the solver's accuracy does
+    scale = (
+        np.trace(gram) / count or 1.0
+    )  # weights do not change with it; the solver's accuracy does
     gram = gram / scale
     system = np.ones((count + 1, count + 1))
     system[:count, :count], system[count, count] = gram, 0.0

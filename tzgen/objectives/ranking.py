@@ -16,7 +16,7 @@ I64 = NDArray[np.int64]
 
 
 class SortedScores:
-    """Scores of positives and negatives, sorted once; the AUC for any row weights follows in one pass.
+    """Scores and labels, sorted once; the AUC for any row weights follows in one pass.
 
     scores [N], labels [N] (positive above 0).
     """
@@ -115,7 +115,11 @@ def concordance(
     """
     w = torch.ones_like(scores, dtype=torch.float64) if weights is None else weights.double()
     # groups ascend in x and descend in y, so that no pair across groups is ever dominated
-    x, up, down = dense_rank(groups, labels), dense_rank(-groups, scores), dense_rank(-groups, -scores)
+    x, up, down = (
+        dense_rank(groups, labels),
+        dense_rank(-groups, scores),
+        dense_rank(-groups, -scores),
+    )
     zeros = torch.zeros(num_groups, dtype=torch.float64, device=scores.device)
     agree = zeros.index_add(0, groups, w * dominated(x, up, w))
     disagree = zeros.index_add(0, groups, w * dominated(x, down, w))
@@ -160,7 +164,7 @@ def dominated(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
 
 
 def dense_rank(*keys: Tensor) -> Tensor:
-    """int64 [N]: the place of each row's keys, first key most significant, among the distinct ones."""
+    """int64 [N]: the place of a row's keys among the distinct ones, first key most significant."""
     order = torch.arange(keys[0].numel(), device=keys[0].device)
     for key in reversed(keys):
         order = order[torch.argsort(key[order], stable=True)]

@@ -19,7 +19,7 @@ from tzgen.errors import UserError
 
 @dataclass(frozen=True)
 class Samples:
-    """Which row each of `count` samples belongs to. `repeat` int64 [B], or None: one sample a row."""
+    """Which row each of `count` samples belongs to. `repeat` int64 [B]; None: one sample a row."""
 
     num_rows: int
     count: int
@@ -63,8 +63,8 @@ def target_of(task: TaskSpec, column: Tensor) -> Tensor:
         return column
     if column.is_floating_point():
         raise UserError(
-            f"task {task.name!r}: label {task.label_name!r} is {column.dtype}; task_bitmask needs an "
-            "integer column. Store it as int64."
+            f"task {task.name!r}: label {task.label_name!r} is {column.dtype}; task_bitmask needs "
+            "integers. Store the column as int64."
         )
     return (column & task.task_bitmask).ne(0).long()
 
@@ -119,7 +119,7 @@ def _column(
 
 
 def _same_lengths(task: TaskSpec, column: Ragged, name: str, samples: Samples) -> None:
-    """Equal totals may hide rows that differ. Looked at on the host only: a device would have to wait."""
+    """Equal totals may hide rows that differ. On the host only: a device would have to wait."""
     repeat = samples.repeat
     if column.lengths.device.type != "cpu" or (repeat is not None and repeat.device.type != "cpu"):
         return
@@ -127,6 +127,6 @@ def _same_lengths(task: TaskSpec, column: Ragged, name: str, samples: Samples) -
     if not torch.equal(column.lengths, expected):
         row = int((column.lengths != expected).nonzero()[0])
         raise UserError(
-            f"task {task.name!r}: {name!r} has {int(column.lengths[row])} values in row {row} of the "
-            f"batch, where there are {int(expected[row])} candidates. The columns must be aligned."
+            f"task {task.name!r}: {name!r} has {int(column.lengths[row])} values in row {row} of "
+            f"the batch, which has {int(expected[row])} candidates. The columns must be aligned."
         )

@@ -144,7 +144,7 @@ class Trainer:
 
     def _log(self, output: StepOutput, reporter: Reporter) -> None:
         values = {"loss": float(self.state.mean_loss(output))}
-        values |= {f"loss_{name}": term.mean() for name, term in output.terms.items()}
+        values |= {f"loss_{name}": float(term.mean) for name, term in output.terms.items()}
         values |= self.state.train_metrics.compute(lambda value: [value])
         values |= {"learning_rate": self.state.dense_rate, "sparse_learning_rate": self.state.sparse_rate}
         if output.gradient_norm is not None:
