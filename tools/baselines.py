@@ -229,7 +229,7 @@ def save(path: Path, data: Candidates, split: str, scores: dict[str, Floats]) ->
 
 def write_report(path: Path, data: Candidates, split: str, scores: dict[str, Floats]) -> None:
     """{"split": ..., "metrics": {"auc_is_like": ...}}, as evaluation names them."""
-    metrics, rows = {}, data.mask(split)
+    rows, metrics = data.mask(split), dict[str, float]()
     for task, score in scores.items():
         found = metrics_of(data.tasks[task], data.label(task)[rows], score)
         metrics |= {f"{name}_{task}": value for name, value in found.items()}

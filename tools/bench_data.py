@@ -175,7 +175,7 @@ def breakdown(
 class DecodedRows:
     """A reader whose row groups are decoded already."""
 
-    use_threads, fork_safe = False, True
+    use_threads, fork_safe, by_column = False, True, True
 
     def __init__(self, reader: ParquetDataset) -> None:
         self.files, self.schema, self.num_rows = reader.files, reader.schema, reader.num_rows
@@ -191,8 +191,11 @@ class DecodedRows:
     ) -> pa.RecordBatch:
         return self._decoded[row_group]
 
-    def read_groups(self, file: int, row_groups: Sequence[int]) -> pa.RecordBatch:
-        return pa.concat_batches([self._decoded[index] for index in row_groups])
+    def read_groups(
+        self, file: int, row_groups: Sequence[int], columns: Sequence[str]
+    ) -> pa.RecordBatch:
+        parts = [self._decoded[index].select(columns) for index in row_groups]
+        return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
 
 
 def report(

@@ -19,30 +19,45 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "examples/configs/dlrm_hstu_ml100k.config"
 DATA = "data/ml100k"
 MODEL_DIR = "experiments/dlrm_hstu_ml100k"
+RESULT = "test_result.json"
 
 
 def run(title: str, *command: str) -> float:
-    """Run a command in the repository root, showing it; seconds it took. Ends the program if it fails."""
+    """Run a command in the repository root, showing it; the seconds it took. A failure ends the program."""
     shown = shlex.join(("python", *command))
     print(f"\n\033[1m{title}\033[0m\n$ {shown}", flush=True)
     started = time.monotonic()
     status = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
     if status != 0:
-        raise SystemExit(f"quickstart stopped: `{shown}` ended with status {status}; see the lines above")
+        raise SystemExit(
+            f"quickstart stopped: `{shown}` ended with status {status}; see the lines above"
+        )
     return time.monotonic() - started
 
 
 def report(seconds: dict[str, float]) -> str:
     """Metrics beside the baselines, where everything lies, what to type next."""
-    result = json.loads((ROOT / MODEL_DIR / "eval_result.json").read_text())
+    result = json.loads((ROOT / MODEL_DIR / RESULT).read_text())
     priors = json.loads((ROOT / MODEL_DIR / "baselines.json").read_text())["metrics"]
-    metrics = result["metrics"]
-    lines = ["", f"{'metric':<28}{'DlrmHSTU':>12}{'item+user priors':>20}", "-" * 60]
+    metrics, intervals = result["metrics"], result["intervals"]
+    lines = [
+        "",
+        f"{'test days, never trained on':<28}{'DlrmHSTU':>10}{'95 % of users':>20}{'priors':>10}",
+    ]
+    lines.append("-" * len(lines[-1]))
     for name in sorted(priors):
-        model, prior = metrics.get(name), priors[name]
-        shown = "-" if model is None else f"{model:.4f}"
-        lines.append(f"{name:<28}{shown:>12}{prior:>20.4f}")
-    lines += ["", "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()), ""]
+        low, high = intervals.get(name, (float("nan"), float("nan")))
+        spread = f"{low:.3f} to {high:.3f}"
+        lines.append(f"{name:<28}{metrics[name]:>10.4f}{spread:>20}{priors[name]:>10.4f}")
+    lines += [
+        "",
+        "priors: smoothed averages of the movie and of the user, from earlier ratings alone",
+    ]
+    lines += [
+        "",
+        "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
+        "",
+    ]
     places = {
         "data": DATA,
         "checkpoints, logs, TensorBoard": MODEL_DIR,
@@ -65,7 +80,9 @@ def report(seconds: dict[str, float]) -> str:
 def main() -> None:
     """Prepare, train, evaluate, export, predict, report."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--input", help="folder with ml-100k instead of obtaining it from the package index")
+    parser.add_argument(
+        "--input", help="folder with ml-100k instead of obtaining it from the package index"
+    )
     args = parser.parse_args()
     config = ("--pipeline_config", CONFIG)
     export, predictions = f"{MODEL_DIR}/export", f"{MODEL_DIR}/predictions"
@@ -73,20 +90,33 @@ def main() -> None:
     if not (ROOT / DATA / "manifest.json").exists():
         source = ("--input", args.input) if args.input else ()
         seconds["data"] = run(
-            "1/5 MovieLens-100K as Parquet rows",
-            "tools/prepare_movielens.py", "--layout", "100k", "--output", DATA, *source,
+            "1/6 MovieLens-100K as Parquet rows",
+            "tools/prepare_movielens.py",
+            "--output",
+            DATA,
+            *source,
         )
-    seconds["train"] = run("2/5 train and evaluate", "-m", "tzgen.train_eval", *config)
-    seconds["baselines"] = run(
-        "3/5 baselines on the same rows",
-        "tools/baselines.py", "movielens", "--data", DATA, "--output", f"{MODEL_DIR}/baselines.json",
+    seconds["train"] = run(
+        "2/6 train, watching the validation days", "-m", "tzgen.train_eval", *config
     )
-    seconds["export"] = run("4/5 export", "-m", "tzgen.export", *config, "--export_dir", export)
+    seconds["test"] = run(
+        "3/6 evaluate once on the test days",
+        *("-m", "tzgen.eval", *config, "--eval_input_path", f"{DATA}/test/*.parquet"),
+        *("--eval_result_filename", RESULT),
+    )
+    seconds["priors"] = run(
+        "4/6 what has to be beaten, on the same rows",
+        *("tools/baselines.py", "priors", "--data", DATA, "--evaluate", "test"),
+        *("--report", f"{MODEL_DIR}/baselines.json"),
+    )
+    seconds["export"] = run(
+        "5/6 export", "-m", "tzgen.export", *config, "--export_dir", export, "--overwrite"
+    )
     seconds["predict"] = run(
-        "5/5 predict from the exported package",
-        "-m", "tzgen.predict", "--export_dir", export, "--overwrite",
-        "--predict_input_path", f"{DATA}/eval/*.parquet", "--predict_output_path", predictions,
-        "--reserved_columns", "user_id",
+        "6/6 predict from the exported package",
+        *("-m", "tzgen.predict", "--export_dir", export, "--overwrite"),
+        *("--predict_input_path", f"{DATA}/test/*.parquet", "--predict_output_path", predictions),
+        *("--reserved_columns", "user_id,cand__movie_id"),
     )
     print(report(seconds))
 

@@ -29,7 +29,7 @@ from tzgen.features import Feature, FeatureParser, create_features
 from tzgen.log import LOGGER
 import tzgen.models  # noqa: F401  registers the models
 from tzgen.models.base import MODELS, Model, Outputs
-from tzgen.objectives import LossTerm, Objective, TaskMetrics, predictions
+from tzgen.objectives import LossTerm, Objective, TaskMetrics, TrainMetrics, predictions
 
 Mode = Literal["train", "eval", "predict"]
 Engine = Literal["torchrec", "local"]
@@ -123,9 +123,9 @@ class Pipeline:
             outputs = self.module.head.outputs(self.module.embeddings(batch))
             return predictions(outputs, self.tasks), outputs.repeat
 
-    def train_metrics(self) -> TaskMetrics:
+    def train_metrics(self) -> TrainMetrics:
         """The tasks' `train_metrics`, decayed, on training batches."""
-        return TaskMetrics(self.tasks, training=True)
+        return TrainMetrics(self.tasks)
 
     def eval_metrics(self, *, intervals: bool = False) -> TaskMetrics:
         eval_config = self.config.eval_config

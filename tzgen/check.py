@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tzgen import flags
+from tzgen import flags, log
 
 FLAGS = (
     *flags.CONFIG,
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The exit status: 0, or 2 when the config has problems."""
+    log.configure()
     config = flags.load_from_flags(args)
     from tzgen.checking import check_and_report
 

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tzgen.errors import ConfigError, Problem, UserError
-from tzgen.log import LOGGER
+from tzgen.log import LOGGER, configure_alone
 
 if TYPE_CHECKING:
     from tzgen.protos.pipeline_pb2 import PipelineConfig
@@ -221,6 +221,7 @@ def run_verb(body: Callable[[], int | None]) -> None:
     """
     # Before torch loads: spinning OpenMP threads slow small regions up to a hundred times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    configure_alone()
     try:
         status = body() or 0
     except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 
 LOGGER = logging.getLogger("tzgen")
@@ -18,6 +19,12 @@ def configure(rank: int = 0, world_size: int = 1, level: int = logging.INFO) -> 
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(level if rank == 0 else max(level, logging.WARNING))
     LOGGER.propagate = False
+
+
+def configure_alone() -> None:
+    """Before a process knows its place: all say errors, only torchrun's rank 0 says more."""
+    first = os.environ.get("RANK", "0") == "0"
+    configure(level=logging.INFO if first else logging.ERROR)
 
 
 @functools.cache

@@ -31,14 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.run_verb(lambda: run(args))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train in the process group that torchrun describes, or alone."""
+def run(args: argparse.Namespace) -> int:
+    """Train in the process group that torchrun describes, or alone; the exit status."""
     config = flags.checked_config(args)
     from tzgen.train.environment import environment
     from tzgen.train.job import train_and_report
 
     with environment() as env:
-        train_and_report(
+        return train_and_report(
             config,
             env,
             source=args.pipeline_config,

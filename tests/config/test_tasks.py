@@ -32,7 +32,11 @@ def test_task_configs_of_a_fusion_tower() -> None:
     assert (click.name, click.label_name, click.task_bitmask) == ("is_click", "action", 4)
     assert [metric.WhichOneof("metric") for metric in click.metrics] == ["auc", "grouped_auc"]
     assert len(click.train_metrics) == 1
-    assert (click.weight, click.sample_weight_name, click.pareto_min_loss_weight) == (0.5, "w", 0.25)
+    assert (click.weight, click.sample_weight_name, click.pareto_min_loss_weight) == (
+        0.5,
+        "w",
+        0.25,
+    )
     assert click.task_space_indicator_label == "seen"
     assert (click.in_task_space_weight, click.out_task_space_weight) == (2.0, 0.0)
     defaults = TaskSpec("watch", "seconds", losses=watch.losses)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import pyarrow as pa
 import pytest
@@ -89,16 +90,19 @@ def test_read_ahead_changes_nothing(parquet: Callable[..., str]) -> None:
 def test_a_row_group_is_decoded_once_and_only_where_needed(parquet: Callable[..., str]) -> None:
     reader = ParquetDataset(parquet((400,), row_group_size=10))
     order = RowOrder(RowGroups(reader.files).rows, key="k", seed=0, epoch=0, shuffle_window=8)
-    reads: list[int] = []
+    reads: list[tuple[int, str]] = []
     read = reader.read_groups
-    reader.read_groups = lambda file, groups: (  # type: ignore[method-assign]
-        reads.extend(groups) or read(file, groups)
+    reader.read_groups = lambda file, groups, columns: (  # type: ignore[method-assign]
+        reads.extend((group, column) for group in groups for column in columns)
+        or read(file, groups, columns)
     )
     bounds = bounds_by_rows(0, 400, 16)
     together = parse_together(bounds, order.window_starts, 4096)
     list(RankRows(reader, order, bounds, together, rank=0, split=SplitByRows(1)))
-    assert sorted(reads) == list(range(40))
+    assert sorted(reads) == sorted(product(range(40), reader.schema.names))
     reads.clear()
     for rank in range(4):
         list(RankRows(reader, order, bounds, together, rank=rank, split=SplitByRows(4)))
-    assert len(reads) < 2.2 * 40, "four ranks decode each row group about once, not four times"
+    assert len(reads) < 2.2 * 40 * len(reader.schema), (
+        "four ranks decode each row group about once, not four times"
+    )

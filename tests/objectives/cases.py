@@ -17,7 +17,7 @@ from tzgen.protos import model_pb2
 BCE = "losses { binary_cross_entropy {} }"
 
 
-def model_of(*tasks: str, more: str = "", **mmoe: str) -> model_pb2.ModelConfig:
+def model_of(*tasks: str, more: str = "") -> model_pb2.ModelConfig:
     """A ModelConfig of mmoe with these bodies of task_towers; `more` is ModelConfig text."""
     towers = " ".join(f"task_towers {{ {task} }}" for task in tasks)
     return text_format.Parse(f"mmoe {{ {towers} }} {more}", model_pb2.ModelConfig())

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tzgen.checking import text
 from tzgen.checking.dry_run import DryRun
 from tzgen.config.tasks import TaskSpec
 from tzgen.data.batch import Batch, Ragged
+from tzgen.embeddings import REPEAT
+from tzgen.objectives.views import target_of
 
 ROWS_CUT = "truncated/"
 OUT_OF_RANGE = "out_of_range/"
@@ -41,34 +42,34 @@ def _read(run: DryRun) -> Iterable[tuple[str, str]]:
 
 
 def _groups(run: DryRun) -> list[str]:
+    """A table of the groups, then the features of those that have several."""
     kinds = {group.name: group.kind for group in run.plan.groups}
-    names = {
-        group.name: [
-            *(column.feature for column in group.columns),
-            *(encoder.name for encoder in group.encoders),
-        ]
-        for group in run.plan.groups
-    }
-    for group in run.plan.groups:
-        if group.query:
-            names[f"{group.name}.query"] = [column.feature for column in group.query]
-    widths = run.module.embeddings.widths
-    rows = []
+    members = _members(run)
+    rows, wide = [], []
     for name, value in run.groups.items():
+        if name == REPEAT:
+            continue
         tensor = value.values if isinstance(value, Ragged) else value
-        listed = zip(names.get(name, []), widths.get(name, ()), strict=False)
-        rows.append(
-            (
-                name,
-                kinds.get(name, ""),
-                f"{list(tensor.shape)}",
-                str(tensor.dtype).removeprefix("torch."),
-                _steps(value),
-                ", ".join(f"{feature} ({width})" for feature, width in listed),
-            )
-        )
-    header = ("group", "type", "shape", "dtype", "steps a row", "features (width)")
-    return text.table(header, rows, align="lllllw")
+        listed = [f"{feature}{text.TIE}({width})" for feature, width in members[name]]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        own = listed[0] if len(listed) == 1 else f"{len(listed)} features"
+        rows.append((name, kinds.get(name, ""), str(list(tensor.shape)), dtype, _steps(value), own))
+        if len(listed) > 1:
+            wide.append((name, ", ".join(listed)))
+    header = ("group", "type", "shape", "dtype", "steps a row", "feature (width)")
+    lines = text.table(header, rows, align="llllll")
+    return lines if not wide else [*lines, "", *text.fields(wide)]
+
+
+def _members(run: DryRun) -> dict[str, list[tuple[str, int]]]:
+    """group -> (feature or encoder, its width), as the model gets them."""
+    names: dict[str, list[str]] = {}
+    for group in run.plan.groups:
+        encoders = (encoder.name for encoder in group.encoders)
+        names[group.name] = [*(column.feature for column in group.columns), *encoders]
+        names[f"{group.name}.query"] = [column.feature for column in group.query]
+    widths = run.module.embeddings.widths
+    return {name: list(zip(names[name], widths[name], strict=True)) for name in widths}
 
 
 def _steps(value: Tensor | Ragged) -> str:
@@ -80,9 +81,11 @@ def _steps(value: Tensor | Ragged) -> str:
 
 def _ids(run: DryRun) -> Iterable[tuple[str, str]]:
     data = run.pipeline.config.data_config
-    policy = data.DESCRIPTOR.fields_by_name["out_of_range_ids"].enum_type.values_by_number[
-        data.out_of_range_ids
-    ].name
+    policy = (
+        data.DESCRIPTOR.fields_by_name["out_of_range_ids"]
+        .enum_type.values_by_number[data.out_of_range_ids]
+        .name
+    )
     found = {
         name.removeprefix(OUT_OF_RANGE): number
         for name, number in run.batch.counters.items()
@@ -93,30 +96,30 @@ def _ids(run: DryRun) -> Iterable[tuple[str, str]]:
         ids = run.batch.ids.get(name)
         # DEFAULT without a default drops the id: then it is not among those that are left
         whole = number if ids is None else max(ids.values.numel(), number)
-        listed.append(f"{name} {text.share(number, whole)}")
+        listed.append(f"{name} {text.share(number, whole, 'id')}")
     yield "out-of-range ids", f"{', '.join(listed) or 'none'} (out_of_range_ids {policy})"
 
 
 def _histories(run: DryRun) -> Iterable[tuple[str, str]]:
     """Rows that lose events to sequence_length, and rows with more tokens than max_seq_len."""
     limits = {f.sequence_name or f.name: f.sequence_length for f in run.pipeline.features}
-    cut = [
-        f"{name} {text.share(number, run.batch.num_rows)} of rows, to the newest {limits.get(name, 0)}"
-        for name, number in run.batch.counters.items()
-        if name.startswith(ROWS_CUT)
-        for name in [name.removeprefix(ROWS_CUT)]
-    ]
+    cut = []
+    for key, number in run.batch.counters.items():
+        if key.startswith(ROWS_CUT):
+            name = key.removeprefix(ROWS_CUT)
+            rows = text.share(number, run.batch.num_rows, "row")
+            cut.append(f"{name} in {rows}, to the newest {limits.get(name, 0)}")
     yield "truncated", ", ".join(cut) or "no row is longer than its sequence_length"
     for call in run.attended.values():
-        most = max_seq_len(run.pipeline.config)
-        told = (
-            f"{float(call.lengths.float().mean()):.1f} a row (contextual, history and candidates),"
-            f" at most {int(call.lengths.max())}"
-        )
+        most, lengths = max_seq_len(run.pipeline.config), call.lengths
+        told = f"{float(lengths.float().mean()):.1f} a row, all kinds; at most {int(lengths.max())}"
         if most:
-            over = int((call.lengths > most).sum())
-            told += f"; above max_seq_len {most}: {text.share(over, call.lengths.numel())} of rows"
+            over = text.share(int((lengths > most).sum()), lengths.numel(), "row")
+            told += f"; above max_seq_len {most}: {over}"
         yield "tokens", told
+    repeat = run.output.outputs.repeat
+    if repeat is not None:
+        yield "candidates", f"{int(repeat.sum()):,} in {text.plural(run.tried, 'row')}"
 
 
 def max_seq_len(config: Any) -> int:
@@ -152,12 +155,9 @@ def _labels(run: DryRun) -> list[str]:
 
 
 def label_of(task: TaskSpec, batch: Batch) -> Tensor:
-    """The task's label of each example: 1 where any of its bits is set, else the column; [N]."""
+    """What the task learns, of each example of the batch, [N]."""
     label = batch.labels[task.label_name]
-    values = (label.values if isinstance(label, Ragged) else label).reshape(-1)
-    if task.task_bitmask:
-        return (values.to(torch.int64) & task.task_bitmask) != 0
-    return values
+    return target_of(task, (label.values if isinstance(label, Ragged) else label).reshape(-1))
 
 
 def _losses(run: DryRun) -> list[str]:

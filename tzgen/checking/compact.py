@@ -31,9 +31,7 @@ def compact(features: Sequence[Feature], batch: Batch) -> tuple[tuple[Feature, .
             small.append(feature)
             continue
         known = rows[feature.table.name]
-        spec = replace(
-            feature.table, num_embeddings=max(known.numel(), 1), data_type="FP32"
-        )
+        spec = replace(feature.table, num_embeddings=max(known.numel(), 1), data_type="FP32")
         small.append(replace(feature, table=spec))
         if feature.name in ids:
             old = ids[feature.name]

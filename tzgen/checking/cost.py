@@ -136,9 +136,8 @@ def total(parts: Iterable[Part], name: str, run: DryRun) -> Part:
 
 def _flops_below(run: DryRun, prefix: str) -> int:
     """FLOPs of a module's forward; of what it holds where it is only a container (ModuleList)."""
-    name = f"{type(run.module).__name__}.{prefix}"
-    if name in run.flops:
-        return sum(run.flops[name].values())
+    if prefix in run.flops:
+        return sum(run.flops[prefix].values())
     below = run.module.get_submodule(prefix).named_children()
     return sum(_flops_below(run, f"{prefix}.{child}") for child, _ in below)
 
@@ -148,12 +147,16 @@ def _prefixes(module: nn.Module) -> list[tuple[str, str]]:
     other modules together."""
     found = [("feature encoders", ENCODERS)]
     for name, child in module.get_submodule(MODEL).named_children():
-        below = [key for key, part in child.named_children() if any(True for _ in part.parameters())]
+        below = [key for key, inner in child.named_children() if _has_parameters(inner)]
         holds = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-        own = any(True for _ in child.parameters(recurse=False))
-        inner = [name] if holds or own or len(below) < 2 else [f"{name}.{key}" for key in below]
+        whole = holds or len(below) < 2 or _has_parameters(child, recurse=False)
+        inner = [name] if whole else [f"{name}.{key}" for key in below]
         found += [(key, f"{MODEL}.{key}") for key in inner]
     return [*found, ("objective", "head.objective")]
+
+
+def _has_parameters(module: nn.Module, recurse: bool = True) -> bool:
+    return any(True for _ in module.parameters(recurse=recurse))
 
 
 def _shown(tables: list[Part]) -> list[Part]:
@@ -192,9 +195,7 @@ def _flops(run: DryRun) -> tuple[str, str]:
     return "FLOPs", f"{told}. Forward and backward together take about three times as many."
 
 
-def _memory(
-    run: DryRun, tables: list[Part], dense: list[Part], device: torch.device
-) -> list[str]:
+def _memory(run: DryRun, tables: list[Part], dense: list[Part], device: torch.device) -> list[str]:
     """An estimate for one device that holds all tables."""
     rows = run.pipeline.config.data_config.batch_size
     sums = [

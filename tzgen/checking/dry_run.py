@@ -30,6 +30,7 @@ from tzgen.modules.stu import STULayer
 from tzgen.modules.transducer import HSTUTransducer
 
 META = torch.device("meta")
+Flops = Mapping[str, Mapping[Any, int]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class DryRun:
     """Everything the report tells of one batch.
 
     batch, rows: as read, before ids were renumbered; `tried` of its rows went through the model.
-    flops: module name -> op -> count, of a forward over `tried` rows ("Global" is everything).
-    saved_bytes: what that forward keeps for backward. silent: parameters without a gradient.
+    flops: path of a module in `module` -> op -> count, of a forward over `tried` rows, losses left
+    out; "Global" is everything. saved_bytes: what that forward keeps for backward. silent:
+    parameters without a gradient.
     """
 
     pipeline: Pipeline
@@ -60,7 +62,7 @@ class DryRun:
     tried: int
     groups: Groups
     output: StepOutput
-    flops: Mapping[str, Mapping[Any, int]]
+    flops: Flops
     saved_bytes: int
     silent: tuple[str, ...]
     attended: dict[str, Attended] = field(default_factory=dict)
@@ -116,9 +118,9 @@ def _module(pipeline: Pipeline, features: Any, device: torch.device) -> TrainMod
 
 def _forward_and_backward(
     module: TrainModule, batch: Batch
-) -> tuple[Groups, StepOutput, dict[str, dict[Any, int]], int, tuple[str, ...], dict[str, Attended]]:
-    groups: list[Groups] = []
-    hook = module.embeddings.register_forward_hook(lambda *call: groups.append(dict(call[2])))
+) -> tuple[Groups, StepOutput, Flops, int, tuple[str, ...], dict[str, Attended]]:
+    with _watched(module) as attended:
+        groups, flops = _counted_forward(module, batch)
     kept = {p.untyped_storage().data_ptr() for p in module.parameters()}
     saved: dict[int, int] = {}
 
@@ -128,17 +130,33 @@ def _forward_and_backward(
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    counter = flop_counter()
-    with _watched(module) as attended:
-        with counter, saved_tensors_hooks(note, lambda tensor: tensor):
-            loss, output = module(batch)
-        hook.remove()
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        loss, output = module(batch)
     if loss.requires_grad:
         loss.backward()
     silent = tuple(
         name for name, p in dense_parameters(module) if p.requires_grad and p.grad is None
     )
-    return groups[0], output, counter.get_flop_counts(), sum(saved.values()), silent, attended
+    return groups, output, flops, sum(saved.values()), silent, attended
+
+
+def _counted_forward(module: TrainModule, batch: Batch) -> tuple[Groups, Flops]:
+    """Groups, and the FLOPs of tables and model; the losses of some configs run a backward.
+
+    With gradients, although nobody uses them: torch's module tracker trips over no_grad."""
+    with flop_counter() as counter:
+        groups: Groups = module.embeddings(batch)
+        module.head.outputs(groups)
+    # the counter calls a module that nobody called by the name of its class
+    roots = {
+        type(module.embeddings).__name__: "embeddings",
+        type(module.head.model).__name__: "head.model",
+    }
+    flops = {}
+    for name, counts in counter.get_flop_counts().items():
+        root, *rest = name.split(".")
+        flops[".".join([roots.get(root, root), *rest])] = counts
+    return groups, flops
 
 
 @contextmanager

@@ -31,9 +31,10 @@ SEEN, UNSEEN = "#", "."
 
 @dataclass(frozen=True)
 class Picture:
-    """A small row. labels, kinds (index into KINDS): of each token; seen bool [N, N], row sees column.
+    """A small row of N tokens.
 
-    remarks: what is drawn smaller than it is, and the like. times: int64 [N] where the mask reads them.
+    labels, kinds (index into KINDS) of each token; seen bool [N, N]: row sees column; remarks: what
+    is drawn smaller than it is, and the like; times int64 [N] where the mask reads them.
     """
 
     title: str
@@ -82,8 +83,10 @@ def picture(
     has_candidates = not isinstance(transducer.preprocessor, UIHPreprocessor)
     drawn, remarks = shrink(spec)
     if spec.contextual_len != len(contextual):
-        told = f"stu.contextual_seq_len: {spec.contextual_len} of {len(contextual)} contextual tokens"
-        remarks.append(f"{told} are such to the mask, the others are like history")
+        told = (
+            f"stu.contextual_seq_len makes the mask take {spec.contextual_len} tokens as contextual"
+        )
+        remarks.append(f"{told}, not {len(contextual)}")
     tokens = min(len(contextual), MOST_CONTEXTUAL)
     events = PAIRS if interleaved else EVENTS
     candidates = CANDIDATES if has_candidates else 0
@@ -104,9 +107,7 @@ def shrink(spec: MaskSpec) -> tuple[MaskSpec, list[str]]:
         "max_attn_len": WINDOW,
         "realtime_len": REALTIME,
     }
-    smaller = {
-        name: limit for name, limit in limits.items() if getattr(spec, name) > limit
-    }
+    smaller = {name: limit for name, limit in limits.items() if getattr(spec, name) > limit}
     told = [
         f"{name} is {getattr(spec, name)}; drawn as {limit}, to fit the picture"
         for name, limit in smaller.items()
@@ -163,7 +164,8 @@ def draw(one: Picture) -> list[str]:
         seen = int(one.seen[at].sum())
         lines.append(f"  {kind:<10}{label:>3}{_cells(one, marks)[1:]}   {seen:>4}")
     if one.times is not None:
-        shown = ["" if kind == 0 else str(t) for kind, t in zip(one.kinds, one.times.tolist(), strict=True)]
+        timed = zip(one.kinds, one.times.tolist(), strict=True)
+        shown = [str(time) if kind else "" for kind, time in timed]
         lines += ["", f"  {'time, s':<12}{_cells(one, shown)}"]
     return lines
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can be said about a config without reading a row: problems, substitutes, notes."""
+"""What can be said about a config without reading a row: problems, substitutes, notes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tzgen.models.base import MODELS
 
 @dataclass(frozen=True)
 class Lint:
-    """`refused`: problems. `replaced`: what means something else here. `notes`: probably not meant."""
+    """`refused`: problems; `replaced`: done by other means; `notes`: probably not meant."""
 
     refused: tuple[Problem, ...]
     replaced: tuple[str, ...]
@@ -58,20 +58,19 @@ def _widths(config: Any) -> list[Problem]:
     """What is known only once the tables are planned; nothing is allocated."""
     model = MODELS[config.model_config.WhichOneof("model")]
     groups = config.model_config.feature_groups
+    found: list[Problem] = []
     try:
         features = create_features(config)
-        fused = engine_of(config) == "torchrec" and config.HasField("train_config")
-        make_plan(features, groups, pointwise=model.pointwise, fused=fused)
+        meta = torch.device("meta")
         planned = EmbeddingGroup(
-            features,
-            groups,
-            engine="local",
-            pointwise=model.pointwise,
-            device=torch.device("meta"),
+            features, groups, engine="local", pointwise=model.pointwise, device=meta
         )
+        found += model.check(config.model_config, planned.widths)
+        if engine_of(config) == "torchrec" and config.HasField("train_config"):
+            make_plan(features, groups, pointwise=model.pointwise, fused=True)
     except ConfigError as error:
-        return list(error.problems)
-    return model.check(config.model_config, planned.widths)
+        found += error.problems
+    return found
 
 
 def _optimizer(config: Any, device: torch.device) -> list[Problem]:

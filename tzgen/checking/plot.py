@@ -15,7 +15,7 @@ from tzgen.checking.dry_run import DryRun, transducers
 from tzgen.checking.layout import KINDS, Picture, pictures, row_of
 from tzgen.errors import UserError
 from tzgen.modules.stu import STULayer
-from tzgen.ops.hstu_attention.mask import dense_mask
+from tzgen.ops.hstu_attention.mask import MaskSpec, dense_mask
 
 FORMATS = (".png", ".svg", ".pdf")
 COLOURS = ("#2a9d8f", "#4a6fa5", "#e07a3f")  # contextual, history, candidates: the column's kind
@@ -28,7 +28,7 @@ def require_plotting(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--plot {path}: expected a file ending in {', '.join(FORMATS)}")
     if not path.resolve().parent.is_dir():
-        raise UserError(f"--plot {path}: the folder {path.resolve().parent} does not exist; make it")
+        raise UserError(f"--plot {path}: its folder does not exist; make it")
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib: pip install 'tzgen[plots]'")
 
@@ -63,7 +63,7 @@ def _panels(run: DryRun) -> Iterable[tuple[Picture, Row | None]]:
     by_title = {one.title: one for one in pictures(run)}
     for name, transducer in transducers(run.module).items():
         found = row_of(run, name, LONGEST)
-        drawn = set()
+        drawn: set[MaskSpec] = set()
         for layer in transducer.stack.layers:
             assert isinstance(layer, STULayer), "an STUStack holds STULayers"
             if layer.mask in drawn:

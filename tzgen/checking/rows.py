@@ -63,7 +63,7 @@ def first_batch(pipeline: Pipeline, rows: Rows, batch_size: int) -> Batch:
 
 
 def affordable(batch: Batch) -> int:
-    """How many of the batch's rows may go through the model: all, unless their sequences are long."""
+    """How many of the rows may go through the model: all, unless their sequences are long."""
     tokens = num_tokens(batch)
     if tokens <= TOKEN_BUDGET:
         return batch.num_rows

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 WIDTH = 100
 GAP = "  "
+TIE = "\N{NO-BREAK SPACE}"  # a space where lines do not break
 
 
 def section(title: str, lines: Iterable[str]) -> str:
@@ -32,21 +33,24 @@ def table(
             if kind == "w":
                 line += _hanging(cell, len(line))
             else:
+                cell = cell.replace(TIE, " ")
                 line += (cell.rjust(width) if kind == "r" else cell.ljust(width)) + GAP
         lines.append(line.rstrip())
     return lines
 
 
 def fields(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> list[str]:
-    """"name   value" lines, values aligned and wrapped."""
+    """ "name   value" lines, values aligned and wrapped."""
     listed = list(pairs)
     width = max((len(name) for name, _ in listed), default=0)
-    lead = [" " * indent + name.ljust(width) + GAP for name, _ in listed]
-    return [start + _hanging(value, len(start)) for start, (_, value) in zip(lead, listed, strict=True)]
+    column = indent + width + len(GAP)
+    return [
+        " " * indent + name.ljust(width) + GAP + _hanging(value, column) for name, value in listed
+    ]
 
 
 def bullets(texts: Iterable[str], *, indent: int = 4) -> list[str]:
-    """"- text" lines, wrapped."""
+    """ "- text" lines, wrapped."""
     lead = " " * indent + "- "
     return [lead + _hanging(text, len(lead)) for text in texts]
 
@@ -55,7 +59,7 @@ def _hanging(text: str, column: int) -> str:
     """`text` wrapped at the margin, later lines starting at `column`."""
     room = max(WIDTH - column, 30)
     parts = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
-    return ("\n" + " " * column).join(parts)
+    return ("\n" + " " * column).join(parts).replace(TIE, " ")
 
 
 def count(number: int) -> str:
@@ -81,9 +85,9 @@ def short(number: float) -> str:
     return f"{number:.3g} P"
 
 
-def share(part: int, whole: int) -> str:
-    """'3 of 8 (37.5 %)'."""
-    return f"{count(part)} of {count(whole)} ({100 * part / max(whole, 1):.1f} %)"
+def share(part: int, whole: int, noun: str) -> str:
+    """'3 of 8 rows (37.5 %)'."""
+    return f"{count(part)} of {plural(whole, noun)} ({100 * part / max(whole, 1):.1f} %)"
 
 
 def plural(number: int, noun: str) -> str:

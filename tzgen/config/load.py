@@ -94,14 +94,9 @@ def _read(path: Path) -> str:
 
 
 def _merge_text(text: str, config: Message, source: str) -> None:
-    try:
-        text_format.Parse(text, config)
-    except text_format.ParseError as error:
-        problems = text_scan.scan(text, config.DESCRIPTOR)
-        if not problems:  # the two readers disagree: show what the first one said
-            place = f"line {error.GetLine()}, column {error.GetColumn()}"
-            problems = [Problem(place, "text", "protobuf text format", f"{error}.")]
-        raise ConfigError(problems, source) from None
+    problems = text_scan.merge(text, config)
+    if problems:
+        raise ConfigError(problems, source)
 
 
 def _merge_json(text: str, config: Message, source: str) -> None:

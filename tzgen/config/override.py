@@ -242,9 +242,7 @@ def _parse_message(field: FieldDescriptor, text: str, label: str) -> Message:
 
 
 def _parse_into(message: Message, text: str, label: str) -> None:
-    try:
-        text_format.Parse(text, message)
-    except text_format.ParseError as error:
-        problems = text_scan.scan(text, message.DESCRIPTOR, label, positions=False)
-        fallback = Problem(label, repr(text), f"fields of {message.DESCRIPTOR.name}", f"{error}.")
-        raise RefusedPath(*(problems or [fallback])) from None
+    """`message` is empty."""
+    problems = text_scan.merge(text, message, label, positions=False)
+    if problems:
+        raise RefusedPath(*problems)

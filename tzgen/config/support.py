@@ -116,7 +116,9 @@ TABLE: Mapping[str, Support] = MappingProxyType(
         "*.sequence_kv_dot_product": _KV_DOT,
         "*.combine_feature": _COMBINE,
         "*.sequence_combine_feature": _COMBINE,
-        "*.sequence_sid_feature": _refused("Semantic IDs as features are not supported yet."),
+        "*.sequence_sid_feature": _refused(
+            "Not supported. Write a grouped sequence_feature whose id_feature has value_dim."
+        ),
         "*.use_mask": _replaced("Without effect: masking in training is off (sample_mask_prob)."),
         "*.fg_value_type": _replaced("Only a hint for pyfg; types come from the columns."),
         "SequenceFeature.sequence_pk": _replaced(
@@ -193,12 +195,22 @@ def support_of(message: str, field: str, number: int = 0) -> Support:
 
 
 def unsupported(config: Message) -> list[Problem]:
-    """One Problem for each thing that is set and cannot be honoured; model first."""
+    """One Problem for each thing that is set and cannot be honoured; model first.
+
+    Fields of one message that ask for one thing together (sla_k1 and sla_k2) are one Problem.
+    """
     refusal = model_refusal(config)
-    found = [refusal] if refusal is not None else []
+    together: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for path, shown, support in listed_fields(config):
         if support.status is Status.REFUSED:
-            found.append(Problem(path, shown, "a field that is supported", support.text))
+            parent = path.rpartition(".")[0]
+            together.setdefault((parent, support.text), []).append((path, shown))
+    found = [] if refusal is None else [refusal]
+    for (parent, text), fields in together.items():
+        (path, shown), *others = fields
+        beside = [f"{other.removeprefix(f'{parent}.')} {value}" for other, value in others]
+        value = ", ".join([shown, *beside])
+        found.append(Problem(path, value, "a field that is supported", text))
     return found
 
 
@@ -223,9 +235,9 @@ def model_refusal(config: Message) -> Problem | None:
         return None
     return Problem(
         f"model_config.{name}",
-        name,
+        f"the model {name}",
         expected,
-        f"{name} parses and cannot be trained yet. Choose another model.",
+        "It parses and cannot be trained yet. Choose another model.",
     )
 
 

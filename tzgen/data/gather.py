@@ -137,22 +137,33 @@ class RankRows:
         return keep
 
     def _read(self, window: Window, group: Int64, row: Int64) -> pa.RecordBatch:
-        """The rows at (group, row) of a window; row groups of one file are decoded together."""
+        """The rows at (group, row) of a window; row groups of one file are decoded together.
+
+        Where the reader can, column by column: one column of a window stays in the cache between
+        decoding and taking, and only what was taken is kept.
+        """
         needed = np.flatnonzero(np.bincount(group, minlength=len(window.groups)))
-        flat = window.groups[needed]
-        by_place = np.argsort(flat)
-        needed, flat = needed[by_place], flat[by_place]
-        parts = []
-        for file, some in groupby(flat.tolist(), key=lambda i: int(self._groups.file[i])):
-            indices = [int(self._groups.index[i]) for i in some]
-            parts.append(self._reader.read_groups(file, indices))
-        if not parts:
+        if not len(needed):
             return pa.RecordBatch.from_pylist([], schema=self._reader.schema)
+        by_place = np.argsort(window.groups[needed])
+        needed = needed[by_place]
+        flat = window.groups[needed]
         sizes = self._groups.rows[flat]
         starts = np.zeros(len(window.groups), dtype=np.int64)
         starts[needed] = np.cumsum(sizes) - sizes
-        decoded = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
-        return take_rows(decoded, starts[group] + row)
+        wanted = starts[group] + row
+        names = self._reader.schema.names
+        columns: list[pa.Array] = []
+        for some in [[name] for name in names] if self._reader.by_column else [names]:
+            columns += take_rows(self._decode(flat, some), wanted).columns
+        return pa.RecordBatch.from_arrays(columns, schema=self._reader.schema)
+
+    def _decode(self, flat: Int64, columns: list[str]) -> pa.RecordBatch:
+        parts = []
+        for file, some in groupby(flat.tolist(), key=lambda i: int(self._groups.file[i])):
+            indices = [int(self._groups.index[i]) for i in some]
+            parts.append(self._reader.read_groups(file, indices, columns))
+        return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
 
     def _join(self, pieces: list[_Piece], sizes: list[int]) -> Rows:
         filled = [piece.rows for piece in pieces if piece.rows.num_rows] or [pieces[0].rows]

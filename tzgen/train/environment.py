@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who this process is among the processes that torchrun started, and how they talk.
 
-torchrun's RANK, WORLD_SIZE and LOCAL_RANK are read here and nowhere else.
+torchrun's RANK, WORLD_SIZE and LOCAL_RANK are read here (and RANK by tzgen.log, to hold its tongue).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tzgen import log
 from tzgen.errors import UserError
+from tzgen.train.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Env:
         return box[0]
 
     def any(self, flag: bool) -> bool:
-        """True on every rank when it is true on one of them."""
+        """True on every rank when it is true on one of them; never waits for a GPU."""
         if self.world_size == 1:
             return flag
-        tensor = torch.tensor(int(flag), device=self.device)
+        tensor = torch.tensor(int(flag))  # a host tensor: gloo's, also beside NCCL
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return bool(tensor.item())
 
@@ -88,12 +89,13 @@ def environment() -> Iterator[Env]:
     else:
         device = torch.device("cpu")
     log.configure(rank, world_size)
-    _join(rank, world_size, device)
-    try:
-        yield Env(rank, world_size, local_rank, device)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with quiet():
+        _join(rank, world_size, device)
+        try:
+            yield Env(rank, world_size, local_rank, device)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -19,14 +19,15 @@ from tzgen.train.plots import plot_training
 from tzgen.train.trainer import Trainer
 from tzgen.train.weights import trained_pipeline
 
-RESULT = "eval_result.json"
+RESULT = "eval_result.txt"  # JSON, under the name that the verb eval gives it too
 
 
 def train_and_report(
     config: Any, env: Env, *, source: str, continue_train: bool, ignore_optimizer: bool
-) -> Evaluation | None:
-    """Train to the configured end; leaves eval_result.json and curves.png in model_dir.
+) -> int:
+    """Train to the configured end; leaves eval_result.txt and curves.png in model_dir.
 
+    Returns the exit status: 0, or 128 + the signal that ended it early (a checkpoint is written).
     Raises UserError when `continue_train` is false and model_dir holds checkpoints.
     """
     model_dir = Path(required_path(config.model_dir, "model_dir"))
@@ -43,14 +44,24 @@ def train_and_report(
     pipeline = build_pipeline(
         config, device=env.device, sum_over_ranks=env.sum, world_size=env.world_size, source=source
     )
-    evaluation = Trainer(pipeline, env, model_dir).fit(ignore_optimizer=ignore_optimizer)
+    trainer = Trainer(pipeline, env, model_dir)
+    evaluation = trainer.fit(ignore_optimizer=ignore_optimizer)
     if env.is_main:
-        if evaluation is not None:
-            write_text(model_dir / RESULT, json.dumps(evaluation.as_json(), indent=1))
-            print(f"final evaluation on {evaluation.num_rows} rows\n{evaluation.table()}")
         plot_training(model_dir)
-        print(f"checkpoints, logs and curves are in {model_dir}")
-    return evaluation
+        if trainer.interrupted_by is None:
+            _tell(evaluation, trainer, model_dir)
+    return 0 if trainer.interrupted_by is None else 128 + trainer.interrupted_by
+
+
+def _tell(evaluation: Evaluation | None, trainer: Trainer, model_dir: Path) -> None:
+    """The result as a file; as text where a run that had come to its end was started again."""
+    step = trainer.progress.step
+    if evaluation is not None:
+        write_text(model_dir / RESULT, json.dumps(evaluation.as_json(), indent=1))
+        if not trainer.evaluated:
+            print(f"evaluation at step {step} on {evaluation.num_rows} rows\n{evaluation.table()}")
+    what = "checkpoints and logs" if evaluation is None else f"checkpoints, logs and {RESULT}"
+    print(f"{step} steps done; {what} are in {model_dir}")
 
 
 def evaluate_and_report(

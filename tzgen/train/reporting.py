@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run tells: one progress bar, a JSONL log that always exists, TensorBoard where it is wanted.
+"""What a run tells: a display, a JSONL log that always exists, TensorBoard where it is wanted.
 
 The JSONL log is truncated to the resumed step, so that a killed and resumed run reads like one that
 was never interrupted.
@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tzgen.train.display import Display, Meter
 
 LOG_NAME = "train_log.jsonl"
 
@@ -25,36 +24,44 @@ class Reporter:
     """Rank 0's voice; other ranks hold one that says nothing (`enabled=False`)."""
 
     def __init__(
-        self, model_dir: Path, *, enabled: bool, tensorboard: bool, resumed_step: int, total: int | None
+        self,
+        model_dir: Path,
+        *,
+        enabled: bool,
+        tensorboard: bool,
+        resumed_step: int,
+        total: int | None,
     ) -> None:
         self._enabled = enabled
-        self._writer: Any = None
-        self._bar: Any = None
-        self._log: Any = None
         if not enabled:
             return
         path = model_dir / LOG_NAME
         truncate_log(path, resumed_step)
         self._log = path.open("a", encoding="utf-8")
+        self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(model_dir / "tensorboard", purge_step=resumed_step + 1)
-        self._bar = tqdm(
-            total=total,
-            initial=resumed_step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
-        self._rows, self._tokens, self._since = 0, 0, time.monotonic()
+        self._display = Display(total=total, initial=resumed_step)
+        self._meter = Meter()
+        self._shown: dict[str, float] = {}
+        self._seconds, self._rows, self._tokens = 0.0, 0, 0
+        self._mark = time.monotonic()
 
     def step(self, rows: int, tokens: int) -> None:
         """Count one step of `rows` samples and `tokens` sequence tokens, of all ranks."""
         if self._enabled:
+            seconds = time.monotonic() - self._mark
             self._rows, self._tokens = self._rows + rows, self._tokens + tokens
-            self._bar.update(1)
+            self._seconds += seconds
+            self._meter.add(seconds, samples=rows, tokens=tokens)
+            self._display.step(self._meter.rates(), self._shown)
+            self.resume()
+
+    def resume(self) -> None:
+        """What happened since the last step was no training: evaluation, a checkpoint."""
+        self._mark = time.monotonic()
 
     def record(self, kind: str, step: int, values: Mapping[str, Any], **extra: Any) -> None:
         """Write one line to the log and its scalars to TensorBoard under `kind`/name."""
@@ -69,28 +76,27 @@ class Reporter:
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def rates(self) -> dict[str, float]:
-        """samples/s and tokens/s since the last call."""
+        """samples/s and tokens/s of the training time since the last call."""
         if not self._enabled:
             return {}
-        now = time.monotonic()
-        elapsed = max(now - self._since, 1e-9)
+        elapsed = max(self._seconds, 1e-9)
         rates = {"samples_per_s": self._rows / elapsed, "tokens_per_s": self._tokens / elapsed}
-        self._rows, self._tokens, self._since = 0, 0, now
+        self._seconds, self._rows, self._tokens = 0.0, 0, 0
         return rates
 
     def show(self, values: Mapping[str, float]) -> None:
-        """Put a few numbers behind the bar."""
+        """Put a few numbers beside the progress."""
         if self._enabled:
-            self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
+            self._shown = dict(values)
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Print lines above the progress."""
         if self._enabled:
-            self._bar.write(text, file=sys.stderr)
+            self._display.write(text)
 
     def close(self) -> None:
         if self._enabled:
-            self._bar.close()
+            self._display.close()
             self._log.close()
             if self._writer is not None:
                 self._writer.close()

@@ -68,9 +68,15 @@ class RunState:
         self.sparse_rate = self._sparse_schedule.at(step, epoch)
         self._sparse.set_lr(self.sparse_rate)
 
-    def mean_loss(self, output: StepOutput) -> Tensor:
-        """The loss over all ranks."""
-        return self._env.sum(output.loss) / self._env.world_size
+    def mean_losses(self, output: StepOutput) -> dict[str, float]:
+        """{"loss", "loss_<term>"...} over the samples of all ranks; all ranks must call."""
+        terms = output.terms
+        sums = [output.loss, *(term.total for term in terms.values())]
+        counts = [torch.ones_like(output.loss), *(term.count for term in terms.values())]
+        flat = torch.stack([*sums, *(count.to(output.loss) for count in counts)]).double()
+        total, count = self._env.sum(flat).view(2, -1).tolist()
+        names = ("loss", *(f"loss_{name}" for name in terms))
+        return {n: t / c if c else 0.0 for n, t, c in zip(names, total, count, strict=True)}
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -7,12 +7,14 @@ started again gives the same numbers as one that was never interrupted.
 
 from __future__ import annotations
 
-import math
+import contextlib
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tzgen.build import Pipeline, StepOutput, num_tokens, open_loader
 from tzgen.data.batch import Batch, Position
@@ -22,13 +24,18 @@ from tzgen.log import LOGGER
 from tzgen.train.cadence import Cadence
 from tzgen.train.environment import Env, seed_step
 from tzgen.train.evaluator import Evaluation, evaluate
+from tzgen.train.finite import LossWatch
 from tzgen.train.progress import Progress
 from tzgen.train.reporting import Reporter
 from tzgen.train.state import RunState
 
 
 class Trainer:
-    """Trains one pipeline in one model_dir; `fit` resumes by itself."""
+    """Trains one pipeline in one model_dir; `fit` resumes by itself.
+
+    `interrupted_by` is the signal that ended `fit`, None where it came to its end. `evaluated` says
+    whether an evaluation was shown.
+    """
 
     def __init__(self, pipeline: Pipeline, env: Env, model_dir: Path) -> None:
         config = pipeline.config
@@ -41,6 +48,9 @@ class Trainer:
         self.state = RunState(pipeline, env, model_dir, self.train_loader)
         self.progress = Progress(config)
         self.cadence = Cadence(config.train_config, evaluates=self.eval_loader is not None)
+        self.losses = LossWatch(env, model_dir)
+        self.interrupted_by: int | None = None
+        self.evaluated = False
 
     def fit(self, *, ignore_optimizer: bool = False) -> Evaluation | None:
         """Train until the configured end, early stopping or SIGTERM; the last evaluation."""
@@ -54,9 +64,9 @@ class Trainer:
             total=total,
         )
         try:
-            with _termination() as asked_to_stop:
-                finished = self._run(position, reporter, asked_to_stop, total)
-            if finished:
+            with _termination() as asked:
+                self._run(position, reporter, asked, total)
+            if self.interrupted_by is None:
                 self._finish(reporter)
             return self.progress.evaluation
         finally:
@@ -64,26 +74,41 @@ class Trainer:
 
     def _run(
         self, position: Position, reporter: Reporter, asked: list[int], total: int | None
-    ) -> bool:
-        """All epochs from `position`; False when a signal ended them."""
+    ) -> None:
+        """All epochs from `position`."""
         epoch = position.epoch
         while not self._is_over(epoch, total):
-            batches = self.train_loader.epoch(position if position.epoch == epoch else None, epoch)
-            while not self._is_over(epoch, total):
-                output = self._step(batches, epoch)
+            start = position if position.epoch == epoch else replace(position, epoch=epoch, next_row=0)
+            if not self._run_epoch(start, reporter, asked, total):
+                return
+            epoch += 1
+            self.progress.position = replace(position, epoch=epoch, next_row=0)
+            self._act(
+                self.cadence.evaluates_after(epoch), self.cadence.saves_after(epoch), reporter
+            )
+
+    def _run_epoch(
+        self, start: Position, reporter: Reporter, asked: list[int], total: int | None
+    ) -> bool:
+        """The steps of an epoch from `start`; False when the run ends before the epoch does."""
+        before = self.progress.step
+        with contextlib.ExitStack() as undo:
+            batches: Any = self.train_loader.epoch(start, start.epoch)
+            undo.callback(batches.close)  # ends the loader's processes
+            while not self._is_over(start.epoch, total):
+                output = self._step(batches, start.epoch)
                 if output is None:
-                    break
+                    if start.next_row == 0 and self.progress.step == before:
+                        raise UserError(
+                            f"epoch {start.epoch} of {self.pipeline.config.train_input_path} gave no batch: lower "
+                            "data_config.batch_size, unset drop_remainder, or give more rows"
+                        )
+                    return True
                 self._after_step(output, reporter)
                 if self.env.any(bool(asked)):
-                    LOGGER.warning("signal %d: checkpoint at step %d, then exit", asked[0], self.progress.step)
-                    self._save()
+                    self._interrupt(asked[0] if asked else signal.SIGTERM)
                     return False
-            else:
-                return True
-            epoch += 1
-            self.progress.position = Position(position.seed, epoch, 0, position.fingerprint)
-            self._after_epoch(epoch, reporter)
-        return True
+        return False
 
     def _step(self, batches: Iterator[Batch], epoch: int) -> StepOutput | None:
         step = self.progress.step
@@ -92,88 +117,86 @@ class Trainer:
         return self.state.stepper.progress(batches)
 
     def _after_step(self, output: StepOutput, reporter: Reporter) -> None:
-        progress = self.progress
+        progress, ranks = self.progress, self.env.world_size
         progress.step += 1
         assert output.batch.position is not None, "the loader sets a position on each batch"
         progress.position = output.batch.position
-        self.state.train_metrics.update(output.outputs, output.batch)
-        self._require_finite(output)
-        reporter.step(output.batch.num_rows * self.env.world_size, num_tokens(output.batch) * self.env.world_size)
+        self.losses.add(progress.step, output)
+        if self.env.device.type == "cpu" or self.cadence.logs(progress.step):
+            self.losses.check()
+            reporter.show({"loss": self.losses.latest})
+        self.state.train_metrics.update(output.outputs, output.batch, self.env.sum)
+        reporter.step(output.batch.num_rows * ranks, num_tokens(output.batch) * ranks)
         if self.cadence.logs(progress.step):
             self._log(output, reporter)
         self._act(
             self.cadence.evaluates_at(progress.step), self.cadence.saves_at(progress.step), reporter
         )
 
-    def _after_epoch(self, epoch: int, reporter: Reporter) -> None:
-        self._act(
-            self.cadence.evaluates_after(epoch), self.cadence.saves_after(epoch), reporter
-        )
-
     def _act(self, evaluates: bool, saves: bool, reporter: Reporter) -> None:
-        if evaluates:
+        """Evaluate before saving, so that the checkpoint knows; neither twice at one step."""
+        if evaluates and self.progress.evaluated_step != self.progress.step:
             self._evaluate(reporter)
         if saves:
             self._save()
+        reporter.resume()
 
     def _finish(self, reporter: Reporter) -> None:
-        if self.eval_loader is not None and self.progress.evaluated_step != self.progress.step:
-            self._evaluate(reporter)
+        self._act(self.eval_loader is not None, True, reporter)
+
+    def _interrupt(self, number: int) -> None:
         self._save()
+        self.interrupted_by = number
+        LOGGER.warning(
+            "%s: saved at step %d and stopped; the same command goes on from there",
+            signal.Signals(number).name,
+            self.progress.step,
+        )
 
     def _evaluate(self, reporter: Reporter) -> None:
         assert self.eval_loader is not None, "cadence evaluates only with an eval_input_path"
+        self.losses.check()
         self.state.stepper.pause()
         limit = self.pipeline.config.eval_config.num_steps or None
         with self.state.averaged_weights():
             evaluation = evaluate(
                 self.pipeline, self.state.module, self.eval_loader, env=self.env, max_batches=limit
             )
-        step = self.progress.step
+        step, self.evaluated = self.progress.step, True
         improved = self.progress.take(evaluation)
         reporter.record("eval", step, evaluation.metrics, num_rows=evaluation.num_rows)
-        reporter.say(f"evaluation at step {step}{' (best so far)' if improved else ''}\n{evaluation.table()}")
+        best = " (best so far)" if improved else ""
+        reporter.say(
+            f"evaluation at step {step} on {evaluation.num_rows} rows{best}\n{evaluation.table()}"
+        )
         if improved:
             self._save()
 
     def _save(self) -> None:
         if self.progress.saved_step != self.progress.step:
+            self.losses.check()
             self.state.stepper.pause()
             self.state.save(self.progress)
             self.progress.saved_step = self.progress.step
 
     def _log(self, output: StepOutput, reporter: Reporter) -> None:
-        values = {"loss": float(self.state.mean_loss(output))}
-        values |= {f"loss_{name}": float(term.mean) for name, term in output.terms.items()}
-        values |= self.state.train_metrics.compute(lambda value: [value])
-        values |= {"learning_rate": self.state.dense_rate, "sparse_learning_rate": self.state.sparse_rate}
+        values = self.state.mean_losses(output)
+        values |= self.state.train_metrics.compute()
+        values["learning_rate"] = self.state.dense_rate
+        values["sparse_learning_rate"] = self.state.sparse_rate
         if output.gradient_norm is not None:
             values["gradient_norm"] = float(output.gradient_norm)
-        reporter.record("train", self.progress.step, values, epoch=self.progress.position.epoch)
-        reporter.show({"loss": values["loss"], **reporter.rates()})
-
-    def _require_finite(self, output: StepOutput) -> None:
-        """Stop on a NaN or infinite loss, naming the batch. Raises UserError on every rank."""
-        if self.env.device.type != "cpu" and not self.cadence.logs(self.progress.step):
-            return  # reading the loss waits for the GPU: only where it is logged anyway
-        bad = not math.isfinite(float(output.loss))
-        if self.env.any(bad):
-            source = output.batch.source
-            rows = source.describe() if bad and source else "rows of another rank's batch"
-            terms = {name: float(term.total) for name, term in output.terms.items()}
-            raise UserError(
-                f"step {self.progress.step}: the loss is {float(output.loss)} ({terms}) on {rows}. "
-                "Look at these rows for extreme values, or lower the learning rate or clip gradients "
-                f"(train_config.grad_clipping). The last good checkpoint is in {self.model_dir}."
-            )
+        epoch = self.progress.position.epoch
+        reporter.record("train", self.progress.step, {**values, **reporter.rates()}, epoch=epoch)
 
     def _is_over(self, epoch: int, total: int | None) -> bool:
-        by_epoch = self._config.num_epochs and epoch >= self._config.num_epochs
-        return bool(by_epoch) or (total is not None and self.progress.step >= total) or self.progress.stopped
+        by_epoch = bool(self._config.num_epochs) and epoch >= self._config.num_epochs
+        by_step = total is not None and self.progress.step >= total
+        return by_epoch or by_step or self.progress.stopped
 
     def _total_steps(self) -> int | None:
         if self._config.num_steps:
-            return self._config.num_steps
+            return int(self._config.num_steps)
         lengths = [self.train_loader.num_batches(epoch) for epoch in range(self._config.num_epochs)]
         known = [length for length in lengths if length is not None]
         return sum(known) if len(known) == len(lengths) else None

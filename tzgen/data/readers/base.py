@@ -49,6 +49,8 @@ class Reader(Protocol):
     """Decode columns in parallel; off by default, because loader workers are already parallel."""
     fork_safe: bool
     """False for remote storage: client threads do not survive a fork, so workers are spawned."""
+    by_column: bool
+    """Whether reading one column after the other costs no more than all at once."""
 
     @property
     def num_rows(self) -> int: ...
@@ -60,13 +62,16 @@ class Reader(Protocol):
         self, file: int, row_group: int, columns: Sequence[str] | None = None
     ) -> pa.RecordBatch: ...
 
-    def read_groups(self, file: int, row_groups: Sequence[int]) -> pa.RecordBatch: ...
+    def read_groups(
+        self, file: int, row_groups: Sequence[int], columns: Sequence[str]
+    ) -> pa.RecordBatch: ...
 
 
 class FileReader(ABC):
     """Shared by the file formats: schema agreement, fingerprint, errors that name the place."""
 
     use_threads = False
+    by_column = False
 
     def __init__(
         self,
@@ -138,18 +143,19 @@ class FileReader(ABC):
             )
         return rows
 
-    def read_groups(self, file: int, row_groups: Sequence[int]) -> pa.RecordBatch:
-        """All rows of several row groups of a file, in the order given, without copying them
-        together afterwards."""
+    def read_groups(
+        self, file: int, row_groups: Sequence[int], columns: Sequence[str]
+    ) -> pa.RecordBatch:
+        """All rows of several row groups of a file, decoded into one piece of memory."""
         try:
-            rows = self._decode(file, row_groups, self.schema.names)
+            rows = self._decode(file, row_groups, columns)
             if rows.num_rows == sum(self.files[file].group_rows[i] for i in row_groups):
                 return rows
         except pa.ArrowMemoryError:
             raise
         except (pa.ArrowException, OSError):
             pass  # one by one, so that the error names its row group
-        return pa.concat_batches([self.read_rows(file, index) for index in row_groups])
+        return pa.concat_batches([self.read_rows(file, index, columns) for index in row_groups])
 
     read_remedy = "Write the file again, or leave it out of the input path."
 

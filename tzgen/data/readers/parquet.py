@@ -55,6 +55,7 @@ class ParquetDataset(FileReader):
         ]
         schemas = [schema for schema, _ in footers]
         super().__init__(files, schemas, columns, declared=declared, fork_safe=listing.fork_safe)
+        self.by_column = self.fork_safe  # far away, all columns at once are fewer requests
 
     @classmethod
     def from_config(
