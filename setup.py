@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles protos/ into the package tzgen.protos; everything else about the build is in pyproject.toml.
+"""Compiles protos/ into the package tzgen.protos; all else about the build is in pyproject.toml.
 
 `pip install .` writes the generated modules into the wheel, `pip install -e .` into the source tree
 (git-ignored), and `python setup.py protos` does the latter alone.
@@ -7,8 +7,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
 from setuptools import Command, find_packages, setup
 from setuptools.command.build_py import build_py
@@ -39,13 +42,23 @@ def compile_protos(target: Path) -> None:
         raise SystemExit("protoc failed: the lines above name the schema file and the line")
     for folder in {package, *(path.parent for path in package.rglob("*_pb2.py"))}:
         (folder / "__init__.py").write_text(INIT)
+    (package / stamp().STAMP).write_text(stamp().digest(ROOT / "protos"))
+
+
+def stamp() -> ModuleType:
+    """tzgen/generated.py, loaded alone: the package cannot be imported before it is built."""
+    spec = importlib.util.spec_from_file_location("generated", ROOT / "tzgen" / "generated.py")
+    assert spec is not None and spec.loader is not None, "the file is beside this one"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Protos(Command):
     """Compile the schema into the source tree."""
 
     description = "compile protos/ into tzgen/protos"
-    user_options: list[tuple[str, str, str]] = []
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
 
     def initialize_options(self) -> None: ...
 
@@ -56,12 +69,15 @@ class Protos(Command):
 
 
 class BuildWithProtos(build_py):
-    """build_py that compiles the schema first: into the source when editable, else into build_lib."""
+    """Compiles the schema too: into the source when editable, else into build_lib."""
 
     def run(self) -> None:
         super().run()
         compile_protos(ROOT if self.editable_mode else Path(self.build_lib).resolve())
 
+
+# setuptools wants the folders of listed packages to exist, also before they are filled.
+(ROOT / "tzgen" / "protos" / "models").mkdir(parents=True, exist_ok=True)
 
 setup(
     # Listed by name: the flat layout has protos/ and third_party/ beside the package.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every example config: valid, trained for two steps on rows of its own making, and closed to mistakes."""
+"""Every example config: valid, trained for two steps on synthetic rows, closed to mistakes."""
 
 from __future__ import annotations
 

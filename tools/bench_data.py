@@ -30,7 +30,7 @@ import torch
 from tzgen.config import load_pipeline
 from tzgen.data.batch import Batch, Source
 from tzgen.data.gather import RankRows
-from tzgen.data.loader import PARSED_ROWS, BatchLoader
+from tzgen.data.loader import BatchLoader, rows_at_once
 from tzgen.data.order import RowOrder
 from tzgen.data.plan import SplitByRows, bounds_by_rows, parse_together
 from tzgen.data.readers import ParquetDataset
@@ -153,7 +153,7 @@ def breakdown(
     order = RowOrder(RowGroups(reader.files).rows, key="bench", seed=0, epoch=0, shuffle_window=8)
     bounds = bounds_by_rows(0, reader.num_rows, batch_size)
     decoded = DecodedRows(reader)
-    together = parse_together(bounds, order.window_starts, PARSED_ROWS)
+    together = parse_together(bounds, order.window_starts, rows_at_once(reader))
     rows = RankRows(decoded, order, bounds, together, rank=0, split=SplitByRows(1))
     parts = {"arrange in batch order": median(seconds(lambda: deque(rows, 0)) for _ in range(5))}
     batches = list(rows)
@@ -179,7 +179,7 @@ class DecodedRows:
 
     def __init__(self, reader: ParquetDataset) -> None:
         self.files, self.schema, self.num_rows = reader.files, reader.schema, reader.num_rows
-        self.fingerprint = reader.fingerprint
+        self.fingerprint, self.row_bytes = reader.fingerprint, reader.row_bytes
         groups = range(len(reader.files[0].group_rows))
         self._decoded = [reader.read_rows(0, group) for group in groups]
 

@@ -23,7 +23,7 @@ RESULT = "test_result.json"
 
 
 def run(title: str, *command: str) -> float:
-    """Run a command in the repository root, showing it; the seconds it took. A failure ends the program."""
+    """Run a command in the repository root, showing it; its seconds. A failure ends the program."""
     shown = shlex.join(("python", *command))
     print(f"\n\033[1m{title}\033[0m\n$ {shown}", flush=True)
     started = time.monotonic()

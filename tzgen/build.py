@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+import tzgen.models  # noqa: F401  registers the models
 from tzgen import config as configs
 from tzgen.config.tasks import TaskSpec, task_specs
 from tzgen.data.batch import Batch, Ragged, Source
@@ -27,7 +28,6 @@ from tzgen.embeddings import EmbeddingGroup
 from tzgen.errors import ConfigError, Problem, UserError
 from tzgen.features import Feature, FeatureParser, create_features
 from tzgen.log import LOGGER
-import tzgen.models  # noqa: F401  registers the models
 from tzgen.models.base import MODELS, Model, Outputs
 from tzgen.objectives import LossTerm, Objective, TaskMetrics, TrainMetrics, predictions
 
@@ -47,7 +47,7 @@ class StepOutput:
 
 
 class Head(nn.Module):
-    """Everything above the tables: model, objective and their autocast. A leaf for TorchRec's tracer."""
+    """Everything above the tables: model, objective, autocast. A leaf for TorchRec's tracer."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Head(nn.Module):
     def forward(
         self, groups: Mapping[str, Tensor | Ragged], batch: Batch, counts: Tensor | None = None
     ) -> tuple[Tensor, StepOutput]:
-        """(loss, StepOutput). `counts` are the loss denominators of a larger batch this is part of."""
+        """(loss, StepOutput). `counts`: denominators of the larger batch that this is part of."""
         outputs = self.outputs(groups)
         terms = self.objective(outputs, batch)
         loss = self.objective.combine(
@@ -139,7 +139,7 @@ class Pipeline:
 
 
 def validate(config: Any) -> list[Problem]:
-    """Everything that can be known to be wrong before data is read, the model's own rules included."""
+    """Everything that is known to be wrong before data is read, the model's own rules included."""
     problems = configs.validate(config)
     kind = config.model_config.WhichOneof("model")
     if kind in MODELS and not any(problem.path.startswith("model_config") for problem in problems):
@@ -211,7 +211,9 @@ def kernel_of(config: Any) -> str:
         config.model_config.kernel
     ]
     if asked.name in ("TRITON", "CUTLASS"):
-        LOGGER.warning("model_config.kernel %s is not available here: PYTORCH computes the same", asked.name)
+        LOGGER.warning(
+            "model_config.kernel %s is not available here: PYTORCH computes the same", asked.name
+        )
     return "PYTORCH"
 
 

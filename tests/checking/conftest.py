@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from checking.worlds import HSTU, TOWER, hstu_rows, tower_rows, tried
 
+from checking.worlds import HSTU, TOWER, hstu_rows, tower_rows, tried
 from tzgen.checking.dry_run import DryRun
 
 

@@ -6,15 +6,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from checking.worlds import CPU, HSTU, TOWER
 
+from checking.worlds import CPU, HSTU, TOWER
 from tzgen.checking.lint import Lint, engine_of, lint, lint_section
 from tzgen.config import apply_overrides, parse_pipeline
 from tzgen.errors import Problem
 
 
 def config_of(text: str, *overrides: str) -> Any:
-    config = parse_pipeline(text.format(train="rows.parquet"))
+    config = parse_pipeline(text)
     apply_overrides(config, overrides)
     return config
 

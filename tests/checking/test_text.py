@@ -59,7 +59,14 @@ def test_size(number: int, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(0, "0"), (999, "999"), (1000, "1 K"), (1_234_567, "1.23 M"), (2.5e12, "2.5 T"), (3e15, "3 P")],
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 K"),
+        (1_234_567, "1.23 M"),
+        (2.5e12, "2.5 T"),
+        (3e15, "3 P"),
+    ],
 )
 def test_short(number: float, expected: str) -> None:
     assert text.short(number) == expected

@@ -56,6 +56,13 @@ def found(text: str, *overrides: str) -> dict[str, Difference]:
             "addition",
             "no such field",
         ),
+        (
+            MMOE,
+            "feature_configs[0].id_feature.weighted=true",
+            "feature_configs[0].id_feature.weighted",
+            "different",
+            "use_weight",
+        ),
         (DLRM_HSTU, "train_config.seed=1", "train_config.seed", "addition", "no such field"),
         (DLRM_HSTU, "export_config={}", "export_config", "different", "TorchScript"),
         (

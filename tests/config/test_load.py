@@ -117,6 +117,56 @@ def test_a_wrong_value_names_path_and_type(text: str, path: str, said: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("text", "equals"),
+    [
+        ('model_dir: "x" model_dir: "x"', 'model_dir: "x"'),
+        ("data_config { batch_size: 3 shuffle: true batch_size: 0x3 }", ""),
+        ("data_config { shuffle: true } data_config { batch_size: 3 }", ""),
+        ("data_config { shuffle: true batch_size: 3 } data_config { shuffle: 1 }", ""),
+        ("model_config { kernel: TRITON kernel: TRITON }", "model_config { kernel: TRITON }"),
+        (
+            "model_config { mmoe { num_expert: 2 } mmoe { num_expert: 2 gate_mlp {} } }",
+            "model_config { mmoe { num_expert: 2 gate_mlp {} } }",
+        ),
+        (
+            'data_config { label_fields: "a" } data_config { label_fields: "a" }',
+            'data_config { label_fields: ["a", "a"] }',
+        ),
+        (
+            "model_dir: 'x' model_dir: 'x' feature_configs { id_feature { "
+            "vocab_dict { key: 'a' value: 1 } vocab_dict { key: 'b' value: 2 } } }",
+            "model_dir: 'x' feature_configs { id_feature { "
+            "vocab_dict { key: 'a' value: 1 } vocab_dict { key: 'b' value: 2 } } }",
+        ),
+    ],
+)
+def test_what_is_said_twice_alike_is_merged(text: str, equals: str) -> None:
+    assert parse_pipeline(text) == parse_pipeline(
+        equals or "data_config { batch_size: 3 shuffle: true }"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "said"),
+    [
+        ('model_dir: "x"\nmodel_dir: "y"', "line 2, column 1, model_dir", "value, 'y'"),
+        (
+            "data_config { batch_size: 3 } data_config { batch_size: 4 }",
+            "line 1, column 45, data_config.batch_size",
+            "once: 3 stands before",
+        ),
+        ("data_config { shuffle: true shuffle: 0 }", "data_config.shuffle", "value, false"),
+        ("model_config { kernel: TRITON kernel: PYTORCH }", "kernel", "value, PYTORCH"),
+        ("model_config { mmoe {} } model_config { ple {} }", "model_config.ple", "ple beside mmoe"),
+    ],
+)
+def test_contradictions_are_refused(text: str, path: str, said: str) -> None:
+    (problem,) = refused(text).problems
+    assert problem.path.endswith(path)
+    assert said in str(problem)
+
+
+@pytest.mark.parametrize(
     ("text", "place", "said"),
     [
         (

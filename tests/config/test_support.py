@@ -53,7 +53,7 @@ def test_every_other_model_gives_exactly_one_named_refusal() -> None:
         config.data_config.dataset_type = 1  # refused by itself: must not add a second problem
         (problem,) = validate(config)
         assert problem.path == f"model_config.{name}"
-        assert problem.value == name
+        assert problem.value == f"the model {name}"
         assert all(model in problem.expected for model in MODELS)
 
 
@@ -97,6 +97,13 @@ def test_refused_fields(override: str) -> None:
     path = overrides[-1].split("=")[0].replace("losses[0]", "losses[0].recon_loss")
     assert [problem.path for problem in found] == [path]
     assert found[0].remedy == table_text(path, found[0].value)
+
+
+def test_fields_that_belong_together_are_refused_once() -> None:
+    pair = (f"{STU}.sla_k1=256", f"{STU}.sla_k2=64")
+    cut = "model_config.dlrm_hstu.hstu.attn_truncation_tail_len=4"
+    found = {problem.path: problem.value for problem in unsupported(edited(*pair, cut))}
+    assert found == {f"{STU}.sla_k1": "256, sla_k2 64", cut.split("=")[0]: "4"}
 
 
 def table_text(path: str, value: str) -> str:

@@ -23,11 +23,11 @@ def group(name: str, kind: str, *names: str) -> str:
     return f"feature_groups {{ {fields} }}"
 
 
-def sets(*parts: str) -> set[frozenset[str]]:
+def sets(*parts: str, padded: bool = False) -> set[frozenset[str]]:
     groups = "".join(part for part in parts if part.startswith("feature_groups"))
     features = "".join(part for part in parts if not part.startswith("feature_groups"))
     config = make_config(f"{features} model_config {{ {groups} }}")
-    found = equally_long(config, create_features(config))
+    found = equally_long(config, create_features(config), padded=padded)
     assert sum(map(len, found)) == len(set().union(*found))  # disjoint
     return {frozenset(names) for names in found}
 
@@ -43,6 +43,17 @@ def test_sets() -> None:
     assert sets(GROUPED, *free, bridge) == {frozenset({"s__a", "s__b", "c"}), frozenset("d")}
     padded = group("x", "SEQUENCE", "c", "d")
     assert frozenset({"c", "d"}) not in sets(*free, padded)
+    assert frozenset({"c", "d"}) in sets(*free, padded, padded=True)
+
+
+def test_nested_sequence_groups() -> None:
+    features = (raw("c"), raw("d"), raw("q"), raw("u", "raw_feature"))
+    nested = """feature_groups { group_name: "deep" group_type: DEEP feature_names: "u"
+      sequence_groups { group_name: "x" feature_names: ["u", "q", "c", "d"] } }"""
+    query = group("candidate", "DEEP", "q")
+    assert sets(*features, nested, query, padded=True) == {frozenset({"c", "d"}), frozenset("q")}
+    assert sets(*features, nested, padded=True) == {frozenset({"c", "d", "q"})}
+    assert sets(*features, nested, query) == {frozenset("c"), frozenset("d"), frozenset("q")}
 
 
 def test_base_names() -> None:

@@ -132,3 +132,13 @@ def test_a_column_that_is_spoilt_is_noticed() -> None:
     (rows,) = spoilt.combine_chunks().to_batches()
     with pytest.raises(DataError, match="id 7"):
         FeatureParser(config, features).parse(rows, make_source(8))
+
+
+def test_sequences_of_a_nested_group_have_equal_lengths() -> None:
+    config = load_pipeline(next(path for path in TEXTS if path.stem == "mmoe_sequence"))
+    features = create_features(config)
+    (rows,) = synthesise(config, features, ROWS, 1).combine_chunks().to_batches()
+    batch = FeatureParser(config, features).parse(rows, make_source(ROWS))
+    paid, bought = batch.dense["paid"], batch.ids["buys"].seq_lengths
+    assert isinstance(paid, Ragged) and bought is not None
+    assert torch.equal(bought, paid.lengths) and paid.lengths.unique().numel() > 1

@@ -6,15 +6,51 @@ from __future__ import annotations
 import pytest
 import torch
 from google.protobuf import text_format
-from pointwise_cases import GROUPS, TOWERS, WIDTHS, config_of, groups_of, model_of
 
+from tzgen import models
 from tzgen.config.options import fields_match, options
+from tzgen.config.tasks import task_specs
 from tzgen.data.batch import Ragged
+from tzgen.embeddings import Groups
 from tzgen.errors import UserError
-from tzgen.models import MODELS
+from tzgen.models.base import MODELS, Model
 from tzgen.models.multi_task import MultiTaskModel, make_experts
 from tzgen.modules.experts import PLE, ExtractionOptions, MMoE
-from tzgen.protos import module_pb2, tower_pb2
+from tzgen.protos import model_pb2, module_pb2, tower_pb2
+
+WIDTHS = {"user": (4, 2), "candidate": (3,)}
+TOWERS = """
+task_towers { tower_name: "ctr" label_name: "c" mlp { hidden_units: [5] }
+  losses { binary_cross_entropy {} } }
+task_towers { tower_name: "kind" label_name: "k" num_class: 3 losses { softmax_cross_entropy {} } }
+"""
+GROUPS = """
+feature_groups { group_name: "user" feature_names: "u" group_type: DEEP }
+feature_groups { group_name: "candidate" feature_names: "i" group_type: JAGGED_SEQUENCE }
+"""
+
+
+def config_of(
+    model: str, body: str = "", towers: str = TOWERS, groups: str = GROUPS
+) -> model_pb2.ModelConfig:
+    return text_format.Parse(f"{model} {{ {body} {towers} }} {groups}", model_pb2.ModelConfig())
+
+
+def model_of(
+    config: model_pb2.ModelConfig, widths: dict[str, tuple[int, ...]] | None = None
+) -> Model:
+    name = config.WhichOneof("model")
+    return MODELS[name](
+        getattr(config, name), widths=widths or WIDTHS, tasks=task_specs(config), kernel="PYTORCH"
+    )
+
+
+def groups_of(count: int = 5, repeat: list[int] | None = None) -> Groups:
+    made: Groups = {"user": torch.randn(count, 6), "candidate": torch.randn(count, 3)}
+    if repeat is not None:
+        made["candidate.lengths"] = torch.tensor(repeat)
+    return made
+
 
 NETWORK = """extraction_networks { network_name: "one" expert_num_per_task: 2 share_num: 1
   task_expert_net { hidden_units: [4] } share_expert_net { hidden_units: [6, 4] } }"""
@@ -123,7 +159,5 @@ def test_options_are_the_schema() -> None:
     assert read.task_expert_net.activation == "nn.ReLU"
 
 
-def test_configs_of_the_tests_are_whole() -> None:
-    """The shared texts name the groups and widths that the models read."""
-    assert set(WIDTHS) == {"user", "candidate"}
-    assert GROUPS.count("group_name") == 2 and TOWERS.count("tower_name") == 2
+def test_models_are_registered() -> None:
+    assert models is not None and {"mmoe", "ple", "simple_multi_task"} <= set(MODELS)

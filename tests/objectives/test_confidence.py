@@ -147,7 +147,7 @@ def clustered(
 
 
 def test_drawing_users_measures_the_spread_over_data_sets() -> None:
-    """Rows of one user are alike: the users' bootstrap is as wide as fresh data, the rows' is not."""
+    """Rows of one user are alike: drawing users is as wide as fresh data, drawing rows is not."""
     fresh = [roc_auc_score(y, s) for s, y, _ in map(clustered, range(200))]
     spread = np.percentile(fresh, 97.5) - np.percentile(fresh, 2.5)
 

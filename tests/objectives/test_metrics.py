@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every metric against scikit-learn, torchmetrics or a loop; merged over ranks; decayed in training."""
+"""Every metric against scikit-learn, torchmetrics or a loop; merged over ranks; faded."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def draw(count: int = 300, levels: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("levels", [0, 2])
 def test_binary_metrics(ranks: int, levels: int) -> None:
-    metrics = "auc accuracy normalized_entropy mean_absolute_error mean_squared_error xauc".split()
+    metrics = ["auc", "accuracy", "normalized_entropy", "xauc"]
+    metrics += ["mean_absolute_error", "mean_squared_error"]
     task = task_of(BCE + "".join(f" metrics {{ {m} {{}} }}" for m in metrics))
     logits, label = draw(levels=levels)
     got = run(task, batches(logits, label, [100, 0, 1, 150, 49]), ranks)
@@ -191,8 +192,12 @@ def test_in_batch_xauc_is_a_mean_over_batches() -> None:
 
 @pytest.mark.parametrize(
     ("metric", "says"),
-    [("xauc { sample_ratio: 0.1 }", 1), ("xauc { max_pairs: 9 }", 1), ("xauc {}", 0)]
-    + [("grouped_xauc { grouping_key: 'user' max_pairs_per_group: 9 }", 1)],
+    [
+        ("xauc { sample_ratio: 0.1 }", 1),
+        ("xauc { max_pairs: 9 }", 1),
+        ("xauc {}", 0),
+        ("grouped_xauc { grouping_key: 'user' max_pairs_per_group: 9 }", 1),
+    ],
 )
 def test_pair_sampling_is_said_to_be_unnecessary(
     metric: str, says: int, monkeypatch: pytest.MonkeyPatch
@@ -203,13 +208,14 @@ def test_pair_sampling_is_said_to_be_unnecessary(
     assert ["every pair is counted" in text for text in said] == [True] * says
 
 
-UNDEFINED = "auc mean_squared_error xauc normalized_entropy accuracy".split()
+UNDEFINED = ["auc", "mean_squared_error", "xauc", "normalized_entropy", "accuracy"]
 
 
 def test_undefined_values_are_nan_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     body = "".join(f" metrics {{ {m} {{}} }}" for m in UNDEFINED)
     task = task_of(
-        f'{BCE} {body} metrics {{ recall_at_k {{}} }} metrics {{ grouped_auc {{ grouping_key: "user" }} }}'
+        f"{BCE} {body} metrics {{ recall_at_k {{}} }} "
+        'metrics { grouped_auc { grouping_key: "user" } }'
     )
     with caplog.at_level(logging.WARNING, logger="tzgen"):
         nothing = run(task, [])
@@ -227,7 +233,8 @@ def test_undefined_values_are_nan_with_a_warning(caplog: pytest.LogCaptureFixtur
 
 def test_broken_scores_are_not_ranked() -> None:
     task = task_of(
-        f'{BCE} metrics {{ auc {{}} }} metrics {{ xauc {{}} }} metrics {{ grouped_auc {{ grouping_key: "user" }} }}'
+        f"{BCE} metrics {{ auc {{}} }} metrics {{ xauc {{}} }} "
+        'metrics { grouped_auc { grouping_key: "user" } }'
     )
     logits, label = torch.tensor([0.0, math.nan, 1.0]), torch.tensor([0, 1, 1])
     got = run(task, batches(logits, label, [3], torch.zeros(3).long()))
@@ -284,7 +291,7 @@ def test_the_confidence_key_must_be_in_the_batch() -> None:
     metrics = TaskMetrics(
         [task_of(f"{BCE} metrics {{ auc {{}} }}")], confidence_key="user", bootstrap_samples=5
     )
-    with pytest.raises(UserError, match="eval_config.confidence_key is 'user'"):
+    with pytest.raises(UserError, match=r"eval_config\.confidence_key is 'user'"):
         metrics.update(*batches(*draw(4), [4])[0])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The objective: names, weights, exact averages over ranks, empty batches, labels that cannot be."""
+"""The objective: names, weights, exact averages over ranks, empty batches, impossible labels."""
 
 from __future__ import annotations
 

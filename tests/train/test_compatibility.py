@@ -57,4 +57,11 @@ def test_what_decides_the_weights_is_refused_by_name(old: str, new: str, path: s
 
 
 def test_unset_equals_default() -> None:
-    assert list(changed_fields(parse(TEXT), parse(TEXT.replace("num_steps: 5", "num_steps: 5 seed: 42")))) == []
+    assert (
+        list(
+            changed_fields(
+                parse(TEXT), parse(TEXT.replace("num_steps: 5", "num_steps: 5 seed: 42"))
+            )
+        )
+        == []
+    )

@@ -56,14 +56,23 @@ def test_each_kind_is_torchs_own(text: str, twin) -> None:
 
 
 def test_first_matching_part_wins_and_keeps_its_schedule() -> None:
-    text = ADAM + r"""
+    text = (
+        ADAM
+        + r"""
       part_optimizers { sgd_optimizer { lr: 1.0 } regex_pattern: "0\\..*"
         exponential_decay_learning_rate { decay_size: 1 decay_factor: 0.5 } }
       part_optimizers { sgd_optimizer { lr: 2.0 } regex_pattern: ".*bias" }"""
+    )
     optimizer = DenseOptimizer(message(text), model().named_parameters())
-    assert [part.names for part in optimizer.parts] == [["0.weight", "0.bias"], ["1.bias"], ["1.weight"]]
+    assert [part.names for part in optimizer.parts] == [
+        ["0.weight", "0.bias"],
+        ["1.bias"],
+        ["1.weight"],
+    ]
     assert optimizer.set_rates(step=1, epoch=0) == pytest.approx(0.1)
-    assert [p.optimizer.param_groups[0]["lr"] for p in optimizer.parts] == pytest.approx([0.5, 2.0, 0.1])
+    assert [p.optimizer.param_groups[0]["lr"] for p in optimizer.parts] == pytest.approx(
+        [0.5, 2.0, 0.1]
+    )
 
 
 def test_a_pattern_without_parameters_is_refused() -> None:

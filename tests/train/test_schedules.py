@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from google.protobuf import text_format
+from torch.optim import lr_scheduler
 
 from tzgen.errors import UserError
 from tzgen.protos.optimizer_pb2 import DenseOptimizer
@@ -45,13 +46,17 @@ def test_cosine_matches_torch() -> None:
 def test_warm_restarts_match_torch(factor: int) -> None:
     text = f"cosine_annealing_warm_restarts_learning_rate {{ T_0: 4 T_mult: {factor} }}"
     theirs = torch_rates(
-        lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=4, T_mult=factor), 1.0, 30
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=4, T_mult=factor),
+        1.0,
+        30,
     )
     assert rates(text, 1.0, 30) == pytest.approx(theirs)
 
 
 def test_exponential_decay_in_jumps_and_smooth() -> None:
-    jumps = "exponential_decay_learning_rate { decay_size: 2 decay_factor: 0.5 min_learning_rate: 0.2 }"
+    jumps = (
+        "exponential_decay_learning_rate { decay_size: 2 decay_factor: 0.5 min_learning_rate: 0.2 }"
+    )
     assert rates(jumps, 1.0, 7) == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25, 0.2])
     smooth = "exponential_decay_learning_rate { decay_size: 2 decay_factor: 0.25 staircase: false }"
     assert rates(smooth, 1.0, 3) == pytest.approx([1, 0.5, 0.25])
@@ -88,7 +93,10 @@ def test_by_epoch_ignores_the_step() -> None:
         ("cosine_annealing_learning_rate {}", "T_max"),
         ("cosine_annealing_warm_restarts_learning_rate {}", "T_0"),
         ("linear_decay_learning_rate { num_training_steps: 2 warmup_size: 2 }", "warmup_size"),
-        ("manual_step_learning_rate { schedule_sizes: [4, 2] learning_rates: [1, 2] }", "ascending"),
+        (
+            "manual_step_learning_rate { schedule_sizes: [4, 2] learning_rates: [1, 2] }",
+            "ascending",
+        ),
         ("manual_step_learning_rate { schedule_sizes: [4] }", "equally long"),
     ],
 )

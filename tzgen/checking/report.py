@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ def check_and_report(
     """
     if plot_path:
         require_plotting(Path(plot_path))
+    config, told = _with_input(config, synthetic)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = lint(config, strict=strict, device=device)
+    found = replace(found, notes=(*found.notes, *told))
     _show(lint_section(config, found, source))
     if diff_torcheasyrec:
         _show(difference_section(configs.differences(config)))
     if found.refused:
         return REFUSED
-    run = dry_run(config, synthetic=synthetic, device=device, source=source)
+    run = dry_run(config, synthetic=synthetic or bool(told), device=device, source=source)
     _show(batch_section(run))
     _show(cost_section(run, device))
     _show(layout_section(run))
@@ -54,6 +57,17 @@ def check_and_report(
         raise UserError("\n".join(["this batch must not be trained on:", *run.unsound]))
     _show("ok: no problems; nothing was trained")
     return 0
+
+
+def _with_input(config: Any, synthetic: bool) -> tuple[Any, list[str]]:
+    """(config with a train_input_path, note): an empty one only means that rows are made up."""
+    if config.train_input_path:
+        return config, []
+    filled = type(config)()
+    filled.CopyFrom(config)
+    filled.train_input_path = "synthesised"
+    told = "train_input_path is empty: rows are made up here; training needs --train_input_path."
+    return filled, [] if synthetic else [told]
 
 
 def _show(block: str) -> None:

@@ -41,7 +41,7 @@ def opened(pipeline: Pipeline, *, synthetic: bool) -> Iterator[Rows]:
     eval_input_path is opened too, so that both are refused at once.
     """
     config = pipeline.config
-    if not synthetic and config.train_input_path:
+    if not synthetic:
         yield _real(pipeline)
         return
     with tempfile.TemporaryDirectory(prefix="tzgen-check-") as folder:
@@ -49,8 +49,7 @@ def opened(pipeline: Pipeline, *, synthetic: bool) -> Iterator[Rows]:
         path = Path(folder) / "rows.parquet"
         pq.write_table(synthesise(config, pipeline.features, wanted), path)
         reader = type(config.data_config)(dataset_type=data_pb2.DatasetType.ParquetDataset)
-        why = "as asked" if synthetic else "train_input_path is empty"
-        told = f"{wanted} synthesised rows ({why}): shapes and costs are real, values mean nothing"
+        told = f"{wanted} synthesised rows: shapes and costs are real, values mean nothing"
         yield Rows(
             open_reader(reader, str(path), pipeline.input_columns), wanted, True, (("rows", told),)
         )

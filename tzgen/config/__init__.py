@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config: loading, overriding, checking, and handing its parts to the layers above."""
 
-from tzgen.config.difference import Difference, differences
-from tzgen.config.features import (
+from pathlib import Path
+
+from tzgen.generated import require_schema
+
+require_schema(Path(__file__).parent.parent / "protos")  # before anything imports it
+
+from tzgen.config.difference import Difference, differences  # noqa: E402
+from tzgen.config.features import (  # noqa: E402
     FeatureRef,
     GroupRef,
     features_of,
@@ -10,11 +16,11 @@ from tzgen.config.features import (
     groups_of,
     tables_of,
 )
-from tzgen.config.load import config_hash, dump, load_pipeline, parse_pipeline
-from tzgen.config.options import fields_match, options
-from tzgen.config.override import apply_edit_json, apply_overrides, set_field
-from tzgen.config.support import replaced, unsupported
-from tzgen.config.validate import check, notes, validate
+from tzgen.config.load import config_hash, dump, load_pipeline, parse_pipeline  # noqa: E402
+from tzgen.config.options import fields_match, options  # noqa: E402
+from tzgen.config.override import apply_edit_json, apply_overrides, set_field  # noqa: E402
+from tzgen.config.support import replaced, unsupported  # noqa: E402
+from tzgen.config.validate import check, notes, validate  # noqa: E402
 
 __all__ = [
     "Difference",

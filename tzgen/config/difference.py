@@ -55,6 +55,14 @@ def _features(config: Message) -> Iterator[Difference]:
             f"{len(hashed)} features hash with xxh64, seed 0, over UTF-8; pyfg hashes otherwise: "
             "ids and trained tables do not carry over.",
         )
+    for ref in refs:
+        if ref.kind == "id_feature" and ref.message.weighted and not ref.message.use_weight:
+            yield Difference(
+                f"{ref.path}.weighted",
+                "different",
+                "Weights are read and dropped without use_weight, as in TorchEasyRec since it has "
+                "that field; before, it multiplied by them in training, and not in exports.",
+            )
     if mode in ("FG_NORMAL", "FG_DAG"):
         yield Difference(
             "data_config.fg_mode",

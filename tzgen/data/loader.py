@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from tzgen.data.batch import Batch, Position
@@ -32,8 +33,15 @@ from tzgen.data.readers.base import Reader, RowGroups
 from tzgen.data.staged import Parse, parse_parts
 from tzgen.data.workers import batches_from_workers
 from tzgen.errors import UserError
+from tzgen.log import warn_once
 
-PARSED_ROWS = 4096  # about as many values of a column as the second-level cache holds
+PARSED_ROWS, PARSED_BYTES = 10_000, 64 << 20
+LARGE_WINDOW = 4 << 30
+
+
+def rows_at_once(reader: Reader) -> int:
+    """Rows that a `Staged` parser gets at a time: many, but not more than 64 MiB of columns."""
+    return max(1, min(PARSED_ROWS, PARSED_BYTES // reader.row_bytes))
 
 
 class BatchLoader:
@@ -98,6 +106,7 @@ class BatchLoader:
         with 0 rows.
         """
         order = self._order(epoch)
+        self._warn_of_memory(order)
         bounds = self._bounds(order, self._start(position, epoch))
         rows = RankRows(
             self._reader,
@@ -116,7 +125,7 @@ class BatchLoader:
 
     def _together(self, order: RowOrder, bounds: Int64) -> Int64:
         """Batches that are read and, by a Staged parser, parsed at once."""
-        rows = PARSED_ROWS * self._world_size
+        rows = rows_at_once(self._reader) * self._world_size
         return parse_together(bounds, order.window_starts, rows)
 
     def _batches(self, rows: RankRows) -> Generator[Batch]:
@@ -132,6 +141,15 @@ class BatchLoader:
         for some in rows:
             for batch in parse_parts(self._parse, some.rows, some.source, some.sizes):
                 yield batch.pin_memory() if self._pin_memory else batch
+
+    def _warn_of_memory(self, order: RowOrder) -> None:
+        held = int(np.diff(order.window_starts).max()) * self._reader.row_bytes // self._world_size
+        if held > LARGE_WINDOW:
+            warn_once(
+                f"data_config: a window of {self._shuffle_window or 1} row group(s) takes about "
+                f"{held >> 30} GiB in the loader process of each rank. Lower shuffle_window, or "
+                "write smaller row groups (10,000 rows)."
+            )
 
     def _order(self, epoch: int) -> RowOrder:
         return RowOrder(

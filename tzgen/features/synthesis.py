@@ -18,10 +18,13 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from tzgen.config.features import FeatureRef, features_of, groups_of
+from tzgen.data.readers.types import input_fields
+from tzgen.features.arrow import Layout
 from tzgen.features.base import Feature, Input
 from tzgen.features.buckets import Boundaries, IntegerBuckets
 from tzgen.features.create import newest_first, walk
 from tzgen.features.cross import Combination, Lookup, Match
+from tzgen.features.declared import as_declared
 from tzgen.features.graph import evaluation_order
 from tzgen.features.labels import label_columns
 from tzgen.features.mask import Mask
@@ -50,7 +53,7 @@ class Wanted:
     width: int = 1
     sequence: str = ""
     feature: Feature | None = None
-    weighted: bool = False
+    layout: Layout = field(default_factory=Layout)
 
 
 _RANKS = ("number", "id", "text", "mask", "bits", "time", "words", "map", "nested")
@@ -66,7 +69,8 @@ def synthesise(
 ) -> pa.Table:
     """A table of `num_rows` rows; histories have 0 to 20 steps, candidates 1 to 5."""
     maker = _Maker(config, features, num_rows, np.random.default_rng(seed), empty_histories)
-    columns = {name: maker.column(wanted) for name, wanted in maker.wanted().items()}
+    wanted = maker.wanted()
+    columns = {name: maker.column(one) for name, one in wanted.items()}
     labels = label_columns(config, features)
     for name, _, owner in labels.labels:
         columns.setdefault(name, maker.label(name, owner))
@@ -79,6 +83,12 @@ def synthesise(
     cost = config.data_config.sample_cost_field  # type: ignore[attr-defined]
     if cost:
         columns.setdefault(cost, pa.array(maker.random.integers(1, 100, num_rows)))
+    layouts = {name: layout for name, layout, _ in (*labels.labels, *labels.weights)}
+    layouts |= {name: one.layout for name, one in wanted.items()}
+    for name, kind in input_fields(config.data_config).items():  # type: ignore[attr-defined]
+        if kind is not None and name in columns:
+            layout = layouts.get(name, Layout())
+            columns[name] = as_declared(name, columns[name], kind, layout)
     return pa.table(columns)
 
 
@@ -101,7 +111,8 @@ class _Maker:
         self.kinds = {n: name for name, n in exact}
         labels = label_columns(self.config, self.features)
         owners = {owner for _, _, owner in (*labels.labels, *labels.weights) if owner}
-        for names in equally_long(self.config, [f for f in self.features if not f.stub]):
+        used = [feature for feature in self.features if not feature.stub]
+        for names in equally_long(self.config, used, padded=True):
             first = names[0]
             self.set_of |= dict.fromkeys(names, first)
             limits = [f.sequence_length for f in self.features if f.name in names]
@@ -148,9 +159,8 @@ class _Maker:
         kind, limit, words = self._domain(feature, at, one)
         width = feature.value_dim if kind == "number" and at == 0 else 1
         sequence = self._sequence(feature) if one.layout.sequence else ""
-        weighted = one.layout.weighted
         rank = _RANKS.index(kind)
-        return Wanted(kind, rank, limit, words, max(width, 1), sequence, feature, weighted)
+        return Wanted(kind, rank, limit, words, max(width, 1), sequence, feature, one.layout)
 
     def _sequence(self, feature: Feature) -> str:
         """A stub of a sequence is as long as the others of its sequence."""
@@ -203,7 +213,7 @@ class _Maker:
         if wanted.width > 1:
             offsets = np.arange(n + 1, dtype=np.int32) * wanted.width
             values = pa.ListArray.from_arrays(offsets, pa.array(values))
-        if wanted.weighted and not wanted.sequence:
+        if wanted.layout.weighted and not wanted.sequence:
             weights = pa.array(self.random.uniform(0, 1, n).astype(np.float32))
             return pa.MapArray.from_arrays(
                 np.arange(n + 1, dtype=np.int32), pa.array(values), weights

@@ -94,7 +94,8 @@ def set_numerics(train_config: Any) -> None:
     torch.backends.cudnn.allow_tf32 = train_config.cudnn_allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = train_config.cuda_matmul_allow_tf32
     if train_config.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # use_deterministic_algorithms does the same and loads the compiler to tell it
+        torch.set_deterministic_debug_mode("warn")
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 

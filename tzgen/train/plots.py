@@ -29,12 +29,12 @@ def plot_training(model_dir: Path) -> Path | None:
 
 
 def _draw(panels: list[tuple[str, dict[str, list[tuple[int, float]]]]], path: Path) -> Path:
-    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # pyplot would take seconds to import
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
+    figure = Figure(figsize=(5 * len(panels), 3.6))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, series) in zip(axes[0], panels, strict=True):
         for name, points in sorted(series.items()):
             steps, values = zip(*points, strict=True)
@@ -45,7 +45,6 @@ def _draw(panels: list[tuple[str, dict[str, list[tuple[int, float]]]]], path: Pa
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
     return path
 
 

@@ -51,6 +51,8 @@ class Reader(Protocol):
     """False for remote storage: client threads do not survive a fork, so workers are spawned."""
     by_column: bool
     """Whether reading one column after the other costs no more than all at once."""
+    row_bytes: int
+    """About how much memory a decoded row takes."""
 
     @property
     def num_rows(self) -> int: ...
@@ -72,6 +74,7 @@ class FileReader(ABC):
 
     use_threads = False
     by_column = False
+    row_bytes: int
 
     def __init__(
         self,

@@ -79,6 +79,7 @@ class CsvDataset(FileReader):
             for blocks in self._blocks
         ]
         super().__init__(files, schemas, columns, declared=fields, fork_safe=listing.fork_safe)
+        self.row_bytes = max(1, sum(info.size for info in files) // self.num_rows)
 
     @classmethod
     def from_config(

@@ -30,6 +30,8 @@ from tzgen.protos import data_pb2
 SUFFIXES = (".parquet", ".parq", ".pq")
 FOOTER_THREADS = 16  # footers are latency-bound on object stores
 OPEN_FILES = 16
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8}
+TEXT_BYTES = 16
 
 
 @READERS.register("ParquetDataset")
@@ -56,6 +58,7 @@ class ParquetDataset(FileReader):
         schemas = [schema for schema, _ in footers]
         super().__init__(files, schemas, columns, declared=declared, fork_safe=listing.fork_safe)
         self.by_column = self.fork_safe  # far away, all columns at once are fewer requests
+        self.row_bytes = self._row_bytes()
 
     @classmethod
     def from_config(
@@ -96,6 +99,19 @@ class ParquetDataset(FileReader):
         if not batches:
             return pa.RecordBatch.from_pylist([], schema=table.schema)
         return pa.concat_batches(batches)
+
+    def _row_bytes(self) -> int:
+        """From the footer of the first file that has rows: values of each column times their width."""
+        path = next(info.path for info in self.files if info.num_rows)
+        groups = self._handle(path).metadata
+        group = next(g for g in map(groups.row_group, range(groups.num_row_groups)) if g.num_rows)
+        wanted = set(self.schema.names)
+        size = 0
+        for index in range(group.num_columns):
+            column = group.column(index)
+            if column.path_in_schema.split(".")[0] in wanted:
+                size += column.num_values * WIDTHS.get(column.physical_type, TEXT_BYTES)
+        return max(1, size // group.num_rows)
 
     def _handle(self, path: str) -> pq.ParquetFile:
         """An open file; the least recently used is closed beyond OPEN_FILES."""
