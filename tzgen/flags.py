@@ -11,7 +11,9 @@ Nothing heavy is imported here: `--help` must answer at once. A verb is
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -221,6 +223,7 @@ def run_verb(body: Callable[[], int | None]) -> None:
     """
     # Before torch loads: spinning OpenMP threads slow small regions up to a hundred times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    atexit.register(gc.freeze)  # or Python searches the whole heap for garbage before it ends
     configure_alone()
     try:
         status = body() or 0

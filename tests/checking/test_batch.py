@@ -35,6 +35,12 @@ def test_ids_and_histories(hstu: DryRun) -> None:
     assert "candidates 7 in 4 rows" in lines
 
 
+def test_a_row_may_fill_max_seq_len(tmp_path: Path) -> None:
+    run = tried(tmp_path, HSTU.replace("max_seq_len: 8", "max_seq_len: 11"), hstu_rows())
+    (line,) = [one for one in lines_of(run) if one.startswith("tokens")]
+    assert line.endswith("at most 11; above max_seq_len 11: 0 of 4 rows (0.0 %)")
+
+
 def test_labels_and_losses(hstu: DryRun) -> None:
     lines = lines_of(hstu)
     # bit 1 of [3], [0, 1, 1], [2, 1], [0]; then bit 2

@@ -17,6 +17,7 @@ from tzgen.data.plan import (
     SplitByRows,
     bounds_by_cost,
     bounds_by_rows,
+    parse_together,
 )
 from tzgen.data.readers import ParquetDataset
 from tzgen.data.readers.base import RowGroups
@@ -99,3 +100,30 @@ def test_useless_costs_are_refused(tmp_path, column: list, found: str) -> None:
         GroupCosts(ParquetDataset(path), "c")
     assert (error.value.file, error.value.row_group, error.value.column) == (path, 0, "c")
     assert error.value.found == found
+
+
+@pytest.mark.parametrize(
+    ("bounds", "rows", "want"),
+    [
+        ([0, 4, 8, 12, 16, 20], 100, [0, 2, 3, 5]),  # the third batch lies across windows
+        ([0, 5, 10, 15, 20], 100, [0, 2, 4]),
+        ([0, 5, 10, 15, 20], 5, [0, 1, 2, 3, 4]),
+        ([0, 2, 4, 6, 8, 10, 12], 4, [0, 2, 4, 5, 6]),
+        ([0, 15, 20], 100, [0, 1, 2]),
+        ([0, 20], 100, [0, 1]),
+        ([7, 9, 10, 11], 100, [0, 2, 3]),
+        ([0], 100, [0]),
+    ],
+)
+def test_what_is_parsed_together(bounds: list[int], rows: int, want: list[int]) -> None:
+    together = parse_together(np.array(bounds), np.array([0, 10, 20]), rows)
+    assert together.tolist() == want
+
+
+def test_what_is_parsed_together_does_not_depend_on_where_it_starts() -> None:
+    windows = np.arange(0, 1001, 125)
+    bounds = bounds_by_rows(0, 1000, 9)
+    whole = parse_together(bounds, windows, 40)
+    for start in (1, 5, 60, len(bounds) - 2):
+        rest = parse_together(bounds[start:], windows, 40) + start
+        assert set(rest[1:].tolist()) <= set(whole.tolist()) and len(rest) > 1

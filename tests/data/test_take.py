@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tzgen.data import take
 from tzgen.data.take import take_rows
 
 COLUMNS = {
@@ -30,6 +31,35 @@ COLUMNS = {
     "list_dictionary": pa.ListArray.from_arrays(
         [0, 1, 1, 2, 3, 4, 4], pa.array(["a", "b", "a", "c"]).dictionary_encode()
     ),
+    "list_large_text": pa.array(
+        [["a"], [], None, ["b", ""], ["d"], ["é"]], pa.list_(pa.large_string())
+    ),
+    "list_binary": pa.array([[b"a"], [], None, [b"b", b""], [b"d"], [b"ee"]]),
+    "list_text_hole": pa.array([["a", None], [], None, ["b"], ["d"], [""]]),
+    "list_texts_empty": pa.array([[""], [], None, ["", ""], [""], []]),
+    "list_list_float": pa.array(
+        [[[1.0, 2], [3, 4]], [], None, [[5, 6]], [[7, 8]], [[0, 0]]],
+        pa.list_(pa.list_(pa.float32())),
+    ),
+    "list_list_hole": pa.array([[[1], None], [], None, [[None]], [[4]], [[5, 6]]]),
+    "list_large_list": pa.array(
+        [[[1], [2, 3]], [], None, [[]], [[4]], [[5]]], pa.list_(pa.large_list(pa.int64()))
+    ),
+    "list_list_list": pa.array([[[[1]]], [], None, [[[2], []]], [[]], [[[3]]]]),
+    "list_fixed": pa.array(
+        [[[1, 2]], [], None, [[3, 4]], [], []], pa.list_(pa.list_(pa.int64(), 2))
+    ),
+    "list_struct": pa.array([[{"a": 1}], [], None, [{"a": 2}], [], []]),
+    "hidden": pa.ListArray.from_arrays(
+        pa.array([0, 2, 2, 3, 4, 5, 5], pa.int32()),
+        pa.array([1, 2, 3, 4, 5]),
+        mask=pa.array([False, False, True, False, False, False]),
+    ),
+    "hidden_inside": pa.ListArray.from_arrays(
+        pa.array([0, 1, 2, 2, 3, 3, 3], pa.int32()),
+        pa.array([[1, 2], [3], [4]]),
+        mask=pa.array([False, True, False, False, False, False]),
+    ),
     "sliced": pa.array([[9], [1], [], None, [2, 3], [4], [5]]).slice(1),
 }
 
@@ -42,3 +72,29 @@ def test_take_is_arrows_take(name: str, wanted: list[int]) -> None:
     taken.validate(full=True)
     assert taken.equals(rows.take(pa.array(wanted)))
     assert taken.schema == rows.schema
+
+
+FAST = {
+    "list",
+    "list_int32",
+    "list_float",
+    "time",
+    "list_text",
+    "list_large_text",
+    "list_binary",
+    "list_list",
+    "list_list_float",
+    "list_large_list",
+    "hidden",
+    "hidden_inside",
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_lists_take_the_fast_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is Arrow's; that the fast way is taken at all would not show in the values."""
+    cells = []
+    fast = take._take_cells
+    monkeypatch.setattr(take, "_take_cells", lambda *given: cells.append(1) or fast(*given))
+    take_rows(pa.RecordBatch.from_arrays([COLUMNS[name]], [name]), np.array([3, 0, 2]))
+    assert bool(cells) == (name in FAST | {"list_texts_empty"})

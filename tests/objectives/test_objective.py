@@ -191,6 +191,20 @@ def test_sessions_by_name_and_by_row_agree() -> None:
         one("losses { jrc_loss {} } num_class: 2")(outputs_of({"t": logits}), rows_alone)
 
 
+def test_a_list_weighs_the_mean_of_its_samples() -> None:
+    body = 'losses { listwise_rank_loss { temperature_init: 1 } } sample_weight_name: "w"'
+    logits, label = torch.randn(5), torch.tensor([1, 0, 0, 1, 0])
+    batch = Batch(
+        3,
+        labels={"y": ragged(label, [2, 0, 3])},
+        weights={"w": ragged([1.0, 3.0, 1.0, 2.0, 6.0], [2, 0, 3])},
+    )
+    term = one(body)(outputs_of({"t": logits}, [2, 0, 3]), batch)["listwise_rank_loss_t"]
+    first, last = torch.log_softmax(logits[:2], 0)[0], torch.log_softmax(logits[2:], 0)[1]
+    assert term.count.item() == 2 + 3
+    assert term.total.item() == pytest.approx(-(2 * first + 3 * last).item(), rel=1e-5)
+
+
 def test_listwise_temperature_is_trained_when_asked() -> None:
     trained = one("losses { listwise_rank_loss { temperature_init: 0.5 } }")
     fixed = one("losses { listwise_rank_loss { learnable_temperature: false } }")

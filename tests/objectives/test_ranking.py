@@ -75,6 +75,16 @@ def test_concordance_counts_every_pair(count: int, levels: int) -> None:
             np.testing.assert_allclose(a.numpy(), b, atol=1e-9)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 16, 17, 90])
+def test_dominated_is_strict_in_both(count: int) -> None:
+    g = rng(count)
+    x, y = g.integers(0, 6, count), g.integers(0, 6, count)
+    w = g.integers(0, 3, count) * 1.0
+    want = [w[(x < x[j]) & (y < y[j])].sum() for j in range(count)]
+    got = ranking.dominated(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(w))
+    assert got.tolist() == want
+
+
 def test_concordance_with_binary_labels_is_the_auc() -> None:
     g = rng()
     scores, labels = g.integers(0, 50, 3000) / 50, g.integers(0, 2, 3000)

@@ -126,7 +126,7 @@ def _legend(
     contextual: Sequence[str], interleaved: bool, transducer: HSTUTransducer, candidates: int
 ) -> Iterable[tuple[str, str]]:
     if contextual:
-        named = [f"c{n} {name}".strip() for n, name in enumerate(contextual, start=1)]
+        named = [f"c{n}{text.TIE}{name}".strip() for n, name in enumerate(contextual, start=1)]
         yield "c", f"contextual: {', '.join(named)}"
     acts = transducer.preprocessor.reads_actions
     if interleaved:

@@ -154,9 +154,13 @@ class _Cutter:
         return self._sums[key]
 
     def _maxima(self, lengths: Tensor) -> list[int]:
+        """The largest of `lengths` in each part, 0 for a part without rows."""
         if id(lengths) not in self._longest:
             self._kept.append(lengths)
-            self._longest[id(lengths)] = [
-                int(part.max()) if len(part) else 0 for part in self.rows(lengths)
-            ]
+            sizes = np.array(self._sizes)
+            starts, longest = np.cumsum(sizes) - sizes, np.zeros(len(sizes), np.int64)
+            filled = sizes > 0  # an empty part starts where the next does: leaving it out is exact
+            if filled.any():
+                longest[filled] = np.maximum.reduceat(lengths.numpy(), starts[filled])
+            self._longest[id(lengths)] = longest.tolist()
         return self._longest[id(lengths)]

@@ -24,50 +24,58 @@ HEADER = struct.Struct("<QQ")
 
 
 class _Pickler(pickle.Pickler):
-    """Sets the bytes of tensors and record batches aside, each object once."""
+    """Sets the bytes of tensors and record batches aside; an object met again is a reference."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.bulk: list[memoryview | bytes] = []
         self.size = 0
-        self._seen: dict[int, tuple[object, tuple[Any, ...]]] = {}
+        self.dispatch_table = {Tensor: self._tensor, pa.RecordBatch: self._rows}
 
-    def persistent_id(self, obj: object) -> tuple[Any, ...] | None:
-        if not isinstance(obj, Tensor | pa.RecordBatch):
-            return None
-        if id(obj) not in self._seen:  # the object is kept, so its id stays its own
-            self._seen[id(obj)] = (obj, self._set_aside(obj))
-        return self._seen[id(obj)][1]
+    def _tensor(self, tensor: Tensor) -> tuple[Any, ...]:
+        flat = tensor.detach().contiguous().reshape(-1)
+        # A lone element may keep a stride other than 1, which a view as bytes refuses.
+        flat = flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)
+        return tensor_at, (*self._set_aside(flat.numpy().data), tensor.dtype, tuple(tensor.shape))
 
-    def _set_aside(self, obj: Tensor | pa.RecordBatch) -> tuple[Any, ...]:
-        if isinstance(obj, Tensor):
-            flat = obj.detach().contiguous().reshape(-1)
-            # A lone element may keep a stride other than 1, which a view as bytes refuses.
-            flat = flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)
-            piece: memoryview = flat.numpy().data
-            kind: tuple[Any, ...] = ("tensor", obj.dtype, tuple(obj.shape))
-        else:
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, obj.schema) as stream:
-                stream.write_batch(obj)
-            piece = memoryview(sink.getvalue())
-            kind = ("rows",)
+    def _rows(self, rows: pa.RecordBatch) -> tuple[Any, ...]:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_batch(rows)
+        return rows_at, self._set_aside(memoryview(sink.getvalue()))
+
+    def _set_aside(self, piece: memoryview) -> tuple[int, int]:
         start, size = self.size, len(piece)
         self.bulk += [piece, bytes(-size % ALIGN)]
         self.size += size + -size % ALIGN
-        return (*kind, start, size)
+        return start, size
+
+
+def tensor_at(start: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    raise TypeError("only transport.receive knows where the bytes are")
+
+
+def rows_at(start: int, size: int) -> pa.RecordBatch:
+    raise TypeError("only transport.receive knows where the bytes are")
 
 
 class _Unpickler(pickle.Unpickler):
+    """Puts views of `bulk` in the place of `tensor_at` and `rows_at`."""
+
     def __init__(self, file: io.BytesIO, bulk: Tensor) -> None:
         super().__init__(file)
         self._bulk = bulk
 
-    def persistent_load(self, pid: tuple[Any, ...]) -> Tensor | pa.RecordBatch:
-        *kind, start, size = pid
+    def find_class(self, module: str, name: str) -> Any:
+        if module == __name__:
+            return {"tensor_at": self._tensor, "rows_at": self._rows}[name]
+        return super().find_class(module, name)
+
+    def _tensor(self, start: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        return self._bulk[start : start + size].view(dtype).view(shape)
+
+    def _rows(self, start: int, size: int) -> pa.RecordBatch:
         piece = self._bulk[start : start + size]
-        if kind[0] == "tensor":
-            return piece.view(kind[1]).view(kind[2])
         with pa.ipc.open_stream(pa.py_buffer(piece.numpy())) as stream:
             return stream.read_next_batch()
 

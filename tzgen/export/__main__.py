@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export a checkpoint as a package that serves and predicts without the trainer:
 
-    python -m tzgen.export --pipeline_config X --export_dir D [--checkpoint_path C]
+python -m tzgen.export --pipeline_config X --export_dir D [--checkpoint_path C]
 """
 
 from __future__ import annotations

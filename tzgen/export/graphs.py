@@ -37,7 +37,9 @@ class GraphInput:
 def inputs_of(groups: Groups, max_lens: Mapping[str, int]) -> tuple[GraphInput, ...]:
     """The inputs of a graph over these groups. `max_lens` is a bound for each ragged group."""
     return tuple(
-        GraphInput(name, isinstance(value, Ragged), max_lens[name] if isinstance(value, Ragged) else 0)
+        GraphInput(
+            name, isinstance(value, Ragged), max_lens[name] if isinstance(value, Ragged) else 0
+        )
         for name, value in groups.items()
     )
 
@@ -51,7 +53,9 @@ def flatten(groups: Groups, inputs: Sequence[GraphInput]) -> tuple[Tensor, ...]:
     return tuple(flat)
 
 
-def unflatten(tensors: Sequence[Tensor], inputs: Sequence[GraphInput]) -> dict[str, Tensor | Ragged]:
+def unflatten(
+    tensors: Sequence[Tensor], inputs: Sequence[GraphInput]
+) -> dict[str, Tensor | Ragged]:
     """The inverse of `flatten`; each ragged group gets the constant bound as its max_len."""
     groups: dict[str, Tensor | Ragged] = {}
     rest = iter(tensors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -76,7 +76,9 @@ def package_job(args: argparse.Namespace) -> Job:
 def checkpoint_job(args: argparse.Namespace, config: Any, trained: Trained) -> Job:
     """Predict from a checkpoint of --pipeline_config."""
     if config is None:
-        raise UserError("give --export_dir (a package) or --pipeline_config (a checkpoint's config)")
+        raise UserError(
+            "give --export_dir (a package) or --pipeline_config (a checkpoint's config)"
+        )
     path = required(args.predict_input_path, "--predict_input_path")
     reserved = reserved_columns(args.reserved_columns, config, path)
     pipeline, _ = trained(config, args.checkpoint_path, labels=False, reserved_columns=reserved)
@@ -87,7 +89,11 @@ def export_job(args: argparse.Namespace, config: Any, trained: Trained) -> Path:
     """Export a checkpoint; the first eval batch (else training batch) drives tracing and replay."""
     folder = Path(required(args.export_dir, "--export_dir"))
     best = config.export_config.exporter_type == "best"
-    averaged = config.export_config.use_dense_ema if config.export_config.HasField("use_dense_ema") else None
+    averaged = (
+        config.export_config.use_dense_ema
+        if config.export_config.HasField("use_dense_ema")
+        else None
+    )
     config.train_config.mixed_precision = config.export_config.mixed_precision  # never training's
     pipeline, provenance = trained(
         config, args.checkpoint_path, labels=False, best=best, averaged=averaged
@@ -120,9 +126,11 @@ def _verb() -> str:
 
 
 def _writer_of(data: Any) -> str:
-    kind = data.DESCRIPTOR.fields_by_name["dataset_type"].enum_type.values_by_number[data.dataset_type]
+    kind = data.DESCRIPTOR.fields_by_name["dataset_type"].enum_type.values_by_number[
+        data.dataset_type
+    ]
     return {"CsvDataset": "CsvWriter"}.get(kind.name, "ParquetWriter")
 
 
-def _split(text: str | None) -> Sequence[str]:
+def _split(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()

@@ -16,6 +16,7 @@ import tzgen.ops  # noqa: F401  compiled graphs name its custom ops
 from tzgen import config as configs
 from tzgen.build import Pipeline, build_pipeline
 from tzgen.data.batch import Batch, Ragged
+from tzgen.embeddings import LocalTables
 from tzgen.errors import UserError
 from tzgen.export.graphs import FullGraph, GraphInput, flatten
 from tzgen.export.package import Package, open_package
@@ -37,9 +38,7 @@ class LoadedPackage:
         with torch.no_grad():
             return self.run(self.pipeline.module.embeddings(batch))
 
-    def run(
-        self, groups: dict[str, Tensor | Ragged]
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
+    def run(self, groups: dict[str, Tensor | Ragged]) -> tuple[dict[str, Tensor], Tensor | None]:
         """The graph alone, on groups that were looked up already."""
         with torch.no_grad():
             results = self.graph(*flatten(groups, self.inputs))
@@ -60,7 +59,9 @@ def load_package(
     pipeline = build_pipeline(
         config, engine="local", labels=False, reserved_columns=reserved_columns, source=str(path)
     )
-    pipeline.module.embeddings.tables.load_tables(load_file(path / "tables.safetensors"))
+    tables = pipeline.module.embeddings.tables
+    assert isinstance(tables, LocalTables), "the pipeline was built with the local engine"
+    tables.load_tables(load_file(path / "tables.safetensors"))
     pipeline.module.eval()
     inputs = tuple(GraphInput(**entry) for entry in package.manifest["inputs"])
     return LoadedPackage(package, pipeline, inputs, _graph(package, pipeline, inputs))

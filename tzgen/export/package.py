@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exported package: a directory that is whole or absent, readable without the trainer.
 
-    manifest.json            written last: the commit mark, with checksums and where it came from
-    pipeline.config          features, groups and model, for parsing rows and for EAGER
-    tables.safetensors       embedding tables by table name, full tensors
-    dense.safetensors        all other weights, one file for all graphs
-    graphs/full.pt2|.onnx    compiled graphs (format AOTI or ONNX); none for EAGER
-    replay.safetensors       groups and outputs of the batch that proved the package equal to eager
+manifest.json            written last: the commit mark, with checksums and where it came from
+pipeline.config          features, groups and model, for parsing rows and for EAGER
+tables.safetensors       embedding tables by table name, full tensors
+dense.safetensors        all other weights, one file for all graphs
+graphs/full.pt2|.onnx    compiled graphs (format AOTI or ONNX); none for EAGER
+replay.safetensors       groups and outputs of the batch that proved the package equal to eager
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def open_package(path: Path) -> Package:
         raise UserError(f"{path}/manifest.json is damaged ({error}): export again") from None
     if manifest.get("schema_version") != SCHEMA_VERSION or manifest.get("format") not in FORMATS:
         raise UserError(
-            f"{path}: schema_version {manifest.get('schema_version')}, format {manifest.get('format')!r}; "
-            f"this version reads {SCHEMA_VERSION} with {', '.join(FORMATS)}: export again"
+            f"{path}: schema_version {manifest.get('schema_version')}, format "
+            f"{manifest.get('format')!r}; this version reads {SCHEMA_VERSION} with "
+            f"{', '.join(FORMATS)}: export again"
         )
     for name, digest in manifest["checksums"].items():
         file = path / name
@@ -85,7 +86,9 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if not (path / "manifest.json").exists():
             raise UserError(f"{path} holds files that are no package: give an empty export_dir")
         if not overwrite:
-            raise UserError(f"{path} already holds a package: give another export_dir or --overwrite")
+            raise UserError(
+                f"{path} already holds a package: give another export_dir or --overwrite"
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".writing-{path.name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -99,11 +102,11 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         if path.exists():
             retired = path.parent / f".removing-{path.name}"
             shutil.rmtree(retired, ignore_errors=True)
-            os.replace(path, retired)
-            os.replace(temporary, path)
+            path.replace(retired)
+            temporary.replace(path)
             shutil.rmtree(retired)
         else:
-            os.replace(temporary, path)
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from tzgen.data.batch import Batch, Ids, Ragged
 def largest_difference(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> tuple[str, float]:
-    """(output name, largest absolute difference); infinite where names or shapes differ or NaN is new."""
+    """(output name, largest absolute difference); infinite where names, shapes or NaNs differ."""
     if set(expected) != set(found):
         return ", ".join(sorted(set(expected) ^ set(found))), float("inf")
     worst = ("", 0.0)
@@ -31,7 +31,7 @@ def largest_difference(
 
 
 def edge_cases(batch: Batch, candidates: Collection[str]) -> dict[str, Batch]:
-    """The batch as it is, its first row alone, and all rows with at most one and no step of history.
+    """The batch as it is, its first row alone, all rows with one and with no step of history.
 
     `candidates` are the features of the candidate sequence, which keep their steps.
     """
@@ -86,7 +86,10 @@ def _head_ragged(value: Ragged, count: int) -> Ragged:
 def _cut_ragged(value: Ragged, keep: int) -> Ragged:
     chosen = _newest(value.lengths, keep)
     return replace(
-        value, values=value.values[chosen], lengths=value.lengths.clamp(max=keep), max_len=min(value.max_len, keep)
+        value,
+        values=value.values[chosen],
+        lengths=value.lengths.clamp(max=keep),
+        max_len=min(value.max_len, keep),
     )
 
 

@@ -50,7 +50,9 @@ def predict_all(
     published = False
     interval = 0.5 if sys.stderr.isatty() else 30.0
     try:
-        with tqdm(total=total, desc="predict", unit="batch", disable=not show, mininterval=interval) as bar:
+        with tqdm(
+            total=total, desc="predict", unit="batch", disable=not show, mininterval=interval
+        ) as bar:
             for batch in islice(loader.epoch(None, 0), max_batches):
                 if batch.num_rows:
                     outputs, repeat = predictor.predict(batch.to(device))

@@ -50,7 +50,9 @@ def export_package(
         save_file(
             {
                 **{f"in.{i}": t.clone() for i, t in enumerate(flatten(groups, graph.inputs))},
-                **{f"out.{n}": t.clone() for n, t in zip(graph.output_names, expected, strict=True)},
+                **{
+                    f"out.{n}": t.clone() for n, t in zip(graph.output_names, expected, strict=True)
+                },
             },
             folder / "replay.safetensors",
         )
@@ -94,9 +96,12 @@ def _candidates(pipeline: Pipeline) -> set[str]:
 
 
 def _write_weights(pipeline: Pipeline, folder: Path) -> None:
-    weights = pipeline.module.embeddings.tables.weights
-    tables = {name: weight.detach().contiguous().cpu() for name, weight in weights.items()}
-    dense = {n: t.detach().clone().contiguous().cpu() for n, t in pipeline.module.head.state_dict().items()}
+    weights = pipeline.module.embeddings.tables.named_weights()
+    tables = {name: weight.detach().contiguous().cpu() for name, weight in weights}
+    dense = {
+        n: t.detach().clone().contiguous().cpu()
+        for n, t in pipeline.module.head.state_dict().items()
+    }
     save_file(tables, folder / "tables.safetensors")
     save_file(dense, folder / "dense.safetensors")
     (folder / "pipeline.config").write_text(configs.dump(pipeline.config), encoding="utf-8")
@@ -119,7 +124,9 @@ def _write_graph(
         flatten(groups, graph.inputs),
         str(folder / "graphs" / "full.onnx"),
         dynamo=True,
-        dynamic_shapes={"tensors": tuple({0: torch.export.Dim.AUTO} for _ in flatten(groups, graph.inputs))},
+        dynamic_shapes={
+            "tensors": tuple({0: torch.export.Dim.AUTO} for _ in flatten(groups, graph.inputs))
+        },
     )
 
 
@@ -129,18 +136,24 @@ def _max_lens(groups: Mapping[str, Tensor | Ragged], pipeline: Pipeline) -> dict
     message = getattr(pipeline.config.model_config, kind)
     bound = message.max_seq_len if "max_seq_len" in message.DESCRIPTOR.fields_by_name else 0
     return {
-        name: max(bound, value.max_len) for name, value in groups.items() if isinstance(value, Ragged)
+        name: max(bound, value.max_len)
+        for name, value in groups.items()
+        if isinstance(value, Ragged)
     }
 
 
 def _format(export_config: Any) -> str:
-    asked = export_config.DESCRIPTOR.fields_by_name["format"].enum_type.values_by_number[
-        export_config.format
-    ].name
+    asked = (
+        export_config.DESCRIPTOR.fields_by_name["format"]
+        .enum_type.values_by_number[export_config.format]
+        .name
+    )
     if asked == "AUTO":
         compiler = shutil.which("g++") or shutil.which("clang++")
         chosen = "AOTI" if compiler else "EAGER"
-        LOGGER.info("export_config.format AUTO: %s%s", chosen, "" if compiler else " (no C++ compiler here)")
+        LOGGER.info(
+            "export_config.format AUTO: %s%s", chosen, "" if compiler else " (no C++ compiler here)"
+        )
         return chosen
     if asked == "AOTI" and not (shutil.which("g++") or shutil.which("clang++")):
         raise UserError(

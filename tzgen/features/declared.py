@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tzgen.errors import UserError
-from tzgen.features.arrow import Layout
+from tzgen.features.arrow import Layout, read_pairs
 
 
 def as_declared(name: str, column: pa.Array, kind: pa.DataType, layout: Layout) -> pa.Array:
@@ -35,7 +38,7 @@ def _converted(column: pa.Array, kind: pa.DataType, layout: Layout) -> pa.Array:
         inner = _converted(column, kind.value_type, layout)
         return pa.ListArray.from_arrays(pa.array(range(len(column) + 1), pa.int32()), inner)
     if pa.types.is_list(kind):
-        inner = _converted(column.values, kind.value_type, layout)
+        inner = _converted(column.values, kind.value_type, replace(layout, sequence=False))
         return pa.ListArray.from_arrays(column.offsets, inner)
     return pc.cast(column, kind, safe=False)
 
@@ -49,26 +52,17 @@ def _joined(column: pa.Array, layout: Layout) -> pa.Array:
         return pc.binary_join(lists, layout.separator)
     if not pa.types.is_list(column.type):
         return pc.cast(column, pa.string())
-    inner = _joined(column.values, layout)
-    steps = layout.sequence and not pa.types.is_list(column.values.type)
-    between = layout.delimiter if steps or _depth(column.type) > 1 else layout.separator
+    inner = _joined(column.values, replace(layout, sequence=False))
+    between = layout.delimiter if layout.sequence else layout.separator
     return pc.binary_join(pa.ListArray.from_arrays(column.offsets, inner), between)
 
 
-def _depth(kind: pa.DataType) -> int:
-    return 1 + _depth(kind.value_type) if pa.types.is_list(kind) else 0
-
-
 def _mapped(column: pa.Array, kind: pa.MapType, layout: Layout) -> pa.Array:
-    """Texts "key:value" as a map."""
-    if pa.types.is_map(column.type):
-        keys, items = column.keys, column.items
-        offsets = column.offsets
-    else:
-        lists = pc.split_pattern(column, layout.separator)
-        parts = pc.split_pattern(lists.values, ":", max_splits=1)
-        keys, items = pc.list_element(parts, 0), pc.list_element(parts, 1)
-        offsets = lists.offsets
+    """Texts "key:value", or a map of other types."""
+    pairs = read_pairs(column, layout.separator)
+    offsets = np.concatenate([[0], np.cumsum(pairs.lengths)]).astype(np.int32)
     return pa.MapArray.from_arrays(
-        offsets, pc.cast(keys, kind.key_type), pc.cast(items, kind.item_type, safe=False)
+        offsets,
+        pc.cast(pa.array(pairs.keys), kind.key_type),
+        pc.cast(pa.array(pairs.items), kind.item_type, safe=False),
     )

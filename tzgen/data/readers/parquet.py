@@ -101,7 +101,7 @@ class ParquetDataset(FileReader):
         return pa.concat_batches(batches)
 
     def _row_bytes(self) -> int:
-        """From the footer of the first file that has rows: values of each column times their width."""
+        """From the footer of the first file that has rows: values of a column times their width."""
         path = next(info.path for info in self.files if info.num_rows)
         groups = self._handle(path).metadata
         group = next(g for g in map(groups.row_group, range(groups.num_row_groups)) if g.num_rows)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small pipeline with random weights and a batch for it; shared by the tests of tzgen/export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from tzgen.build import Pipeline, build_pipeline
+from tzgen.config import load_pipeline
+from tzgen.data.batch import Batch, Source
+from tzgen.features import create_features
+from tzgen.features.synthesis import synthesise
+
+TEXTS = Path(__file__).resolve().parent.parent / "integration" / "texts"
+
+
+def config_of(name: str = "dlrm_hstu", *overrides: str) -> Any:
+    """One of the integration texts, in float32, exported as EAGER unless overridden."""
+    base = (
+        "data_config.dataset_type=ParquetDataset",
+        "train_config.mixed_precision=",
+        "export_config.format=EAGER",
+    )
+    return load_pipeline(TEXTS / f"{name}.config", [*base, *overrides])
+
+
+def pipeline_of(config: Any) -> Pipeline:
+    """Local engine, no labels, evaluation mode."""
+    pipeline = build_pipeline(config, engine="local", labels=False)
+    pipeline.module.eval()
+    return pipeline
+
+
+def batch_of(config: Any, pipeline: Pipeline, num_rows: int = 6, seed: int = 1) -> Batch:
+    """Synthetic rows, parsed."""
+    table = synthesise(config, create_features(config), num_rows, seed=seed)
+    rows: pa.RecordBatch = table.combine_chunks().to_batches()[0]
+    source = Source(
+        ("rows.parquet",), torch.zeros(num_rows, dtype=torch.int32), torch.arange(num_rows)
+    )
+    return pipeline.parse(rows, source)
