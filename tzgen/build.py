@@ -169,7 +169,7 @@ def build_pipeline(
     device = device or torch.device("cpu")
     engine = engine or _engine(config.train_config)
     model_class = MODELS[config.model_config.WhichOneof("model")]
-    tasks = task_specs(config.model_config)
+    tasks = task_specs(config.model_config, config.data_config.label_fields)
     features = create_features(config)
     parser = FeatureParser(config, features, labels=labels, reserved_columns=reserved_columns)
     embeddings = EmbeddingGroup(
@@ -180,6 +180,8 @@ def build_pipeline(
         device=device,
         seed=seed,
     )
+    if problems := model_class.check(config.model_config, embeddings.widths):
+        raise ConfigError(problems, source)
     model = build_model(config, embeddings.widths, tasks)
     head = Head(
         model.to(device),
@@ -211,9 +213,7 @@ def kernel_of(config: Any) -> str:
         config.model_config.kernel
     ]
     if asked.name in ("TRITON", "CUTLASS"):
-        LOGGER.warning(
-            "model_config.kernel %s is not available here: PYTORCH computes the same", asked.name
-        )
+        LOGGER.warning("model_config.kernel %s: PYTORCH computes the same here", asked.name)
     return "PYTORCH"
 
 

@@ -523,7 +523,7 @@ def test_interleaving_doubles_the_history() -> None:
             f"{UIH}.features[1].raw_feature.embedding_dim=4",
             "embedding_dim has no effect",
         ),
-        ("model_config.dlrm_hstu.max_seq_len=60", "the oldest events of full rows are cut"),
+        ("model_config.dlrm_hstu.max_seq_len=60", "Nothing is cut: raise max_seq_len"),
         ("model_config.dlrm_hstu.max_seq_len=49", "keeps 50 tokens"),
     ],
 )

@@ -131,4 +131,5 @@ def _summary(config: Any, found: Lint) -> list[tuple[str, str]]:
 
 def task_names(config: Any) -> list[str]:
     """Names of the tasks; a single unnamed one by its label."""
-    return [task.name or task.label_name for task in task_specs(config.model_config)]
+    tasks = task_specs(config.model_config, config.data_config.label_fields)
+    return [task.name or task.label_name for task in tasks]

@@ -102,7 +102,7 @@ def _keys(config: Message) -> Iterator[str]:
 
 
 def _room(config: Message) -> Iterator[str]:
-    """Full rows that are longer than the model's max_seq_len: it cuts their oldest events."""
+    """Full rows that are longer than max_seq_len, which attention is scaled and biased by."""
     budget = max_seq_len(config)
     contextual = sum(len(g.feature_names) for g in groups_of(config) if g.name == "contextual")
     others = group_length(config, "candidate") + contextual
@@ -110,6 +110,6 @@ def _room(config: Message) -> Iterator[str]:
         if tokens and tokens + others > budget > 0:
             yield (
                 f"group {name!r} keeps {tokens} tokens, candidates and contextual features "
-                f"{others}: above max_seq_len {budget}, so the oldest events of full rows are cut. "
-                "Raise max_seq_len, or lower sequence_length to save reading them."
+                f"{others}: above max_seq_len {budget}, the divisor of attention and the reach of "
+                "relative bias. Nothing is cut: raise max_seq_len, or lower sequence_length."
             )

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from tzgen.config.allowlists import choices_for, parse_activation
 from tzgen.config.schema import join, suggestion, walk
+from tzgen.config.support import EARLIER
 from tzgen.errors import Problem, UserError
 
 
@@ -56,7 +57,8 @@ def _present(message: Message, path: str, *names: str) -> Iterator[Problem]:
     for name in names:
         inner = getattr(message, name)
         choices = list(inner.DESCRIPTOR.oneofs)
-        choice = len(choices) == 1 and all(f.containing_oneof for f in inner.DESCRIPTOR.fields)
+        today = [field for field in inner.DESCRIPTOR.fields if field.number < EARLIER]
+        choice = len(choices) == 1 and all(field.containing_oneof for field in today)
         if not message.HasField(name):
             yield Problem(join(path, name), "nothing", f"{name} {{ ... }}", f"Add it to {path}.")
         elif choice and inner.WhichOneof(choices[0].name) is None:
