@@ -147,7 +147,9 @@ def write_rows(path: Path, rows: int, seed: int) -> int:
     return sum(int(np.sum(counts)) for counts in lengths.values())
 
 
-def timed(seconds: dict[str, list[float]], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+def timed(
+    seconds: dict[str, list[float]], name: str, call: Callable[..., Any]
+) -> Callable[..., Any]:
     """`call`, noting when each call began and ended."""
 
     def run(*args: Any, **named: Any) -> Any:
@@ -242,7 +244,9 @@ def report(runs: Sequence[dict[str, float]], tokens: int, rows: int) -> None:
             continue
         values = [run[name] for run in runs]
         share = median(values) / whole
-        print(f"{name:<34}{median(values):>9.2f}{min(values):>9.2f}{max(values):>9.2f}{share:>8.0%}")
+        print(
+            f"{name:<34}{median(values):>9.2f}{min(values):>9.2f}{max(values):>9.2f}{share:>8.0%}"
+        )
     speed = [run["it/s"] for run in runs]
     middle = median(speed)
     print(f"\nsteady: {middle:.2f} it/s (from {min(speed):.2f} to {max(speed):.2f}), ", end="")

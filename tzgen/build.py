@@ -238,6 +238,7 @@ def open_loader(
         shuffle=training and data.shuffle,
         shuffle_window=data.shuffle_window,
         drop_remainder=training and data.drop_remainder,
+        min_batch_size=data.min_batch_size if training else 0,
         rank=env.rank if env else 0,
         world_size=env.world_size if env else 1,
         num_workers=data.num_workers if num_workers is None else num_workers,

@@ -194,6 +194,16 @@ def load_from_flags(args: argparse.Namespace) -> PipelineConfig:
     return config
 
 
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The flags that name a field, then `--set`, as override texts for another config."""
+    named = [
+        f"{flag.field}={vars(args)[name]}"
+        for name, flag in FLAGS.items()
+        if flag.field is not None and vars(args).get(name) is not None
+    ]
+    return [*named, *vars(args).get("set", [])]
+
+
 def checked_config(args: argparse.Namespace) -> PipelineConfig:
     """`load_from_flags`, refused with every problem at once; what is replaced is said, once each.
 

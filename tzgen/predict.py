@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
 
     with environment() as env:
         if args.export_dir:
-            job = package_job(args)
+            job = package_job(args, flags.overrides_of(args))
         else:
             job = checkpoint_job(args, config, trained_pipeline)
         job.run(env)

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tzgen.config import dump, parse_pipeline, validate
-from tzgen.errors import ConfigError, Problem
+from tzgen.errors import ConfigError, Problem, UserError
+from tzgen.protos.pipeline_pb2 import PipelineConfig
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ def problems_of(text: str) -> list[Problem]:
         return list(error.problems)
 
 
-def check_mutations(text: str) -> int:
+def check_mutations(text: str, run: Callable[[PipelineConfig], None] | None = None) -> int:
     """Hold every mutation of `text` to the rules and return how many there were.
 
     Renamed and retyped fields are refused at their line. A deleted field gives problems that are
-    complete (path, value, expected, remedy), or none where the field has a default.
+    complete (path, value, expected, remedy), or none where the field has a default: what is left
+    must then `run`, or end in a UserError that says why not.
     """
     count = 0
     for mutation in mutations(text):
@@ -67,7 +69,18 @@ def check_mutations(text: str) -> int:
             assert all((problem.path, problem.value, problem.expected, problem.remedy)), told
         if mutation.kind != "deleted":
             assert any(p.path.startswith(f"line {mutation.line}, ") for p in said), told
+        elif not said and run is not None:
+            _runs(mutation, run)
     return count
+
+
+def _runs(mutation: Mutation, run: Callable[[PipelineConfig], None]) -> None:
+    try:
+        run(parse_pipeline(mutation.text))
+    except UserError as error:
+        assert str(error), mutation
+    except Exception as error:
+        raise AssertionError(f"without line {mutation.line} ({mutation.before})") from error
 
 
 def _block_end(lines: list[str], start: int) -> int:

@@ -27,11 +27,11 @@ def one_by_one(items: RankRows) -> Iterator[tuple[pa.RecordBatch, Source]]:
         assert start == item.rows.num_rows
 
 
-@pytest.mark.parametrize("window", [None, 1, 2, 5, 99])
+@pytest.mark.parametrize("window", [None, 1, 3, 99])
 @pytest.mark.parametrize("world_size", [1, 3])
-@pytest.mark.parametrize("batch", [1, 7, 16, 50, 500])
+@pytest.mark.parametrize("batch", [1, 7, 50, 500])
 @pytest.mark.parametrize("start", [0, 45])
-@pytest.mark.parametrize("at_once", [1, 20, 4096])
+@pytest.mark.parametrize("at_once", [1, 4096])
 def test_each_rank_gets_its_slice_of_each_batch(
     parquet: Callable[..., str],
     window: int | None,

@@ -32,9 +32,7 @@ def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished
     folder = tmp_path_factory.mktemp("finished")
     model_dir, package = folder / "model", folder / "package"
     world.trained(model_dir, "data_config.num_workers=1", "train_config.use_tensorboard=true")
-    done = world.run(
-        "export", model_dir=model_dir, eval_input_path=world.eval, export_dir=package
-    )
+    done = world.run("export", model_dir=model_dir, eval_input_path=world.eval, export_dir=package)
     assert done.status == 0, done.err
     assert str(package) in done.out
     return Finished(world, model_dir, package)
@@ -117,7 +115,9 @@ def test_package_and_checkpoint_predict_the_same(finished: Finished, tmp_path: P
     counts = [len(cell) for cell in source["cand__video"].to_pylist()]
     for name in OUTPUTS:
         assert [len(cell) for cell in package[name].to_pylist()] == counts, "one list a row"
-        mine, theirs = (t[name].combine_chunks().flatten().to_numpy() for t in (checkpoint, package))
+        mine, theirs = (
+            t[name].combine_chunks().flatten().to_numpy() for t in (checkpoint, package)
+        )
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
     probabilities = package["probs_click"].combine_chunks().flatten().to_numpy()
     logits = package["logits_click"].combine_chunks().flatten().to_numpy()
@@ -145,7 +145,7 @@ def test_prediction_flags(finished: Finished, tmp_path: Path) -> None:
     assert table.column_names == [*source.column_names, "y_seconds"]
     assert table.num_rows == 2 * 8, "two batches"
     again = {**flags, "predict_steps": 1}
-    run("predict", world.argv([], again)[2:]).fails(str(tmp_path / "out"), "overwrite")
+    run("predict", world.argv([], again)[2:]).fails(str(tmp_path / "out"), "overwrit")
     done = run("predict", world.argv([], {**again, "overwrite": True})[2:])
     assert done.status == 0, done.err
     assert predicted(tmp_path / "out").num_rows == 8

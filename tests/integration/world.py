@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 import tzgen.export.__main__ as export
 from tzgen import eval as evaluate
@@ -20,6 +21,7 @@ from tzgen import predict, train_eval
 from tzgen.config import load_pipeline
 from tzgen.features import create_features
 from tzgen.features.synthesis import synthesise
+from tzgen.train import checkpoint
 from tzgen.train.reporting import LOG_NAME, read_log
 
 SMALL = Path(__file__).parent / "small.config"
@@ -118,3 +120,19 @@ def losses(log: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
         for line in log
         if line["kind"] == "train"
     }
+
+
+def weights(model_dir: Path, step: int, part: str = "model") -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint's part, by name."""
+    folder = model_dir / f"model.ckpt-{step}" / part
+    stored = checkpoint.stored_tensors(folder)
+    target = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in stored.items()}
+    checkpoint.load_state(target, folder)
+    return target
+
+
+def assert_close(mine: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
+    """The same names and, but for rounding, the same values."""
+    assert set(mine) == set(theirs)
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5, msg=name)

@@ -247,11 +247,26 @@ def test_outputs_that_do_not_match_the_task() -> None:
 
 @pytest.mark.parametrize(
     ("body", "found"),
-    [("", "no losses"), (f"{BCE} {BCE}", "again"), ("losses { recon_loss {} }", "recon_loss")],
+    [
+        ("", "no losses"),
+        (f"{BCE} {BCE}", "again"),
+        ("losses { recon_loss {} }", "recon_loss"),
+        ("losses { l2_loss {} } num_class: 3", "found 3; expected 1 for l2_loss"),
+        ("losses { softmax_cross_entropy {} }", "found 1; expected 2 or more"),
+        ("losses { jrc_loss {} } num_class: 3", "found 3; expected 2 for jrc_loss"),
+    ],
 )
 def test_refused_losses(body: str, found: str) -> None:
     with pytest.raises(ConfigError, match=found):
         one(body)
+
+
+def test_pareto_bounds_leave_room() -> None:
+    low = f'label_name: "y" {BCE} pareto_min_loss_weight: 0.5'
+    towers = [f'tower_name: "{name}" {low}' for name in "ab"]
+    objective_of(model_of(*towers))  # without effect where the weights are fixed
+    with pytest.raises(ConfigError, match="found 1; expected a sum below 1"):
+        objective_of(model_of(*towers, more="use_pareto_loss_weight: true"))
 
 
 def test_pareto_weighs_tasks_not_losses() -> None:

@@ -131,6 +131,10 @@ TABLE: Mapping[str, Support] = MappingProxyType(
         "ModelConfig.kernel=CUTLASS": _replaced(
             "There are no CUTLASS kernels; the fastest equivalent of the device runs."
         ),
+        "ModelConfig.kernel=TRITON": _replaced(
+            "There are no Triton kernels yet; PYTORCH computes the same."
+        ),
+        "ExportConfig.format=ONNX": _refused("ONNX is not supported yet. Use AOTI or EAGER."),
         "ModelConfig.variational_dropout": _refused(
             "Feature selection by variational dropout is not supported. Remove it."
         ),

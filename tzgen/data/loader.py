@@ -35,12 +35,13 @@ from tzgen.data.workers import batches_from_workers
 from tzgen.errors import UserError
 from tzgen.log import warn_once
 
-PARSED_ROWS, PARSED_BYTES = 10_000, 64 << 20
+PARSED_ROWS = 10_000
+PARSED_BYTES = 24 << 20  # malloc keeps blocks below 32 MiB; larger ones are fetched anew each time
 LARGE_WINDOW = 4 << 30
 
 
 def rows_at_once(reader: Reader) -> int:
-    """Rows that a `Staged` parser gets at a time: many, but not more than 64 MiB of columns."""
+    """Rows that a `Staged` parser gets at a time: many, but not more than 24 MiB of columns."""
     return max(1, min(PARSED_ROWS, PARSED_BYTES // reader.row_bytes))
 
 

@@ -23,6 +23,21 @@ PIECES_PER_CALL = 256
 HEADER = struct.Struct("<QQ")
 
 
+class _Pieces(io.RawIOBase):
+    """Keeps what is written, without copying it: Arrow hands over its buffers themselves."""
+
+    def __init__(self) -> None:
+        self.pieces: list[memoryview] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        piece = memoryview(data).cast("B")
+        self.pieces.append(piece)
+        return len(piece)
+
+
 class _Pickler(pickle.Pickler):
     """Sets the bytes of tensors and record batches aside; an object met again is a reference."""
 
@@ -36,17 +51,18 @@ class _Pickler(pickle.Pickler):
         flat = tensor.detach().contiguous().reshape(-1)
         # A lone element may keep a stride other than 1, which a view as bytes refuses.
         flat = flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)
-        return tensor_at, (*self._set_aside(flat.numpy().data), tensor.dtype, tuple(tensor.shape))
+        place = self._set_aside([flat.numpy().data])
+        return tensor_at, (*place, tensor.dtype, tuple(tensor.shape))
 
     def _rows(self, rows: pa.RecordBatch) -> tuple[Any, ...]:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, rows.schema) as stream:
+        sink = _Pieces()
+        with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), rows.schema) as stream:
             stream.write_batch(rows)
-        return rows_at, self._set_aside(memoryview(sink.getvalue()))
+        return rows_at, self._set_aside(sink.pieces)
 
-    def _set_aside(self, piece: memoryview) -> tuple[int, int]:
-        start, size = self.size, len(piece)
-        self.bulk += [piece, bytes(-size % ALIGN)]
+    def _set_aside(self, pieces: list[memoryview]) -> tuple[int, int]:
+        start, size = self.size, sum(len(piece) for piece in pieces)
+        self.bulk += [*pieces, bytes(-size % ALIGN)]
         self.size += size + -size % ALIGN
         return start, size
 

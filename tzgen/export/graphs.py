@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dense part as a graph over group tensors: what AOTInductor compiles and ONNX converts.
+"""The dense part as a graph over group tensors: what AOTInductor compiles.
 
 Tables stay outside: a graph takes what EmbeddingGroup gives. A dense group is one input
 [B, width]; a ragged one is two, values [L, width] and lengths int64 [B].

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -63,13 +63,13 @@ class Job:
         LOGGER.info("%d rows predicted by this process, in %s", rows, folder)
 
 
-def package_job(args: argparse.Namespace) -> Job:
-    """Predict from the package of --export_dir; `--set` applies to its own config."""
+def package_job(args: argparse.Namespace, overrides: Sequence[str]) -> Job:
+    """Predict from the package of --export_dir; `overrides` are applied to its own config."""
     path = required(args.predict_input_path, "--predict_input_path")
     package = Path(args.export_dir)
     config = configs.load_pipeline(package / "pipeline.config") if package.is_dir() else None
     reserved = reserved_columns(args.reserved_columns, config, path) if config else ()
-    loaded = load_package(package, reserved_columns=reserved, overrides=args.set)
+    loaded = load_package(package, reserved_columns=reserved, overrides=overrides)
     return Job(args, loaded, loaded.pipeline)
 
 

@@ -78,8 +78,6 @@ def _graph(package: Package, pipeline: Pipeline, inputs: tuple[GraphInput, ...])
                 f"unexpected {unexpected[:3]}: export again with this version"
             )
         return FullGraph(pipeline, inputs).eval()
-    if package.format == "ONNX":
-        return _onnx(package)
     made_for, here = package.manifest["device"], "cuda" if torch.cuda.is_available() else "cpu"
     if made_for != here:
         raise UserError(
@@ -88,20 +86,3 @@ def _graph(package: Package, pipeline: Pipeline, inputs: tuple[GraphInput, ...])
         )
     compiled: Any = torch._inductor.aoti_load_package(str(package.graph("full")))
     return compiled
-
-
-def _onnx(package: Package) -> Graph:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(
-            f"{package.path} is an ONNX package: pip install 'tzgen[onnx]' to run it here"
-        ) from None
-    session = onnxruntime.InferenceSession(str(package.graph("full")))
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(*tensors: Tensor) -> list[Tensor]:
-        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-        return [torch.from_numpy(value) for value in session.run(None, feed)]
-
-    return run

@@ -5,7 +5,7 @@ manifest.json            written last: the commit mark, with checksums and where
 pipeline.config          features, groups and model, for parsing rows and for EAGER
 tables.safetensors       embedding tables by table name, full tensors
 dense.safetensors        all other weights, one file for all graphs
-graphs/full.pt2|.onnx    compiled graphs (format AOTI or ONNX); none for EAGER
+graphs/full.pt2          compiled graphs of format AOTI; none for EAGER
 replay.safetensors       groups and outputs of the batch that proved the package equal to eager
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 from tzgen.errors import UserError
 
 SCHEMA_VERSION = 1
-FORMATS = ("AOTI", "EAGER", "ONNX")
+FORMATS = ("AOTI", "EAGER")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Package:
         return self.path / "pipeline.config"
 
     def graph(self, name: str) -> Path:
-        suffix = {"AOTI": ".pt2", "ONNX": ".onnx"}[self.format]
-        return self.path / "graphs" / f"{name}{suffix}"
+        return self.path / "graphs" / f"{name}.pt2"
 
 
 def open_package(path: Path) -> Package:

@@ -113,20 +113,9 @@ def _write_graph(
     if chosen == "EAGER":
         return
     (folder / "graphs").mkdir()
-    if chosen == "AOTI":
-        program = trace(graph, groups)
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(folder / "graphs" / "full.pt2")
-        )
-        return
-    torch.onnx.export(
-        graph,
-        flatten(groups, graph.inputs),
-        str(folder / "graphs" / "full.onnx"),
-        dynamo=True,
-        dynamic_shapes={
-            "tensors": tuple({0: torch.export.Dim.AUTO} for _ in flatten(groups, graph.inputs))
-        },
+    program = trace(graph, groups)
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=str(folder / "graphs" / "full.pt2")
     )
 
 

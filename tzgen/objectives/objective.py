@@ -26,6 +26,7 @@ from tzgen.objectives.views import Samples, label_of, samples_of, weight_of
 
 AllReduce = Callable[[Tensor], Tensor]
 LISTWISE = "listwise_rank_loss"
+_CLASSES = {"softmax_cross_entropy": (2, 2**31), "jrc_loss": (2, 2)}  # others read one number
 KNOWN = (
     "binary_cross_entropy",
     "binary_focal_loss",
@@ -91,6 +92,10 @@ class Objective(nn.Module):
         if model is not None and "enable_global_average_loss" in model.DESCRIPTOR.fields_by_name:
             self.global_average = bool(model.enable_global_average_loss)
         self.use_pareto = bool(model_config.use_pareto_loss_weight) and len(self.tasks) > 1
+        least = sum(task.pareto_min_loss_weight for task in tasks)
+        if self.use_pareto and least >= 1:
+            expected, remedy = "a sum below 1 over the tasks", "Lower some of them."
+            raise ConfigError([Problem("pareto_min_loss_weight", f"{least:g}", expected, remedy)])
         self.log_scales = nn.ParameterDict()
         for index, loss in enumerate(self.losses):
             if loss.kind == LISTWISE:
@@ -231,6 +236,12 @@ def _losses_of(task: TaskSpec) -> list[_Loss]:
         if any(loss.name == name for loss in found):
             path = f"task {task.name!r} losses[{index}]"
             raise ConfigError([Problem(path, f"{kind} again", "each loss once", "Remove one.")])
+        least, most = _CLASSES.get(kind, (1, 1))
+        if not least <= task.num_class <= most:
+            path, wanted = f"task {task.name!r} num_class", f"{least} or more for {kind}"
+            wanted = f"{most} for {kind}" if least == most else wanted
+            problem = Problem(path, str(task.num_class), wanted, "Set it, or use another loss.")
+            raise ConfigError([problem])
         weight = config.weight * task.weight
         found.append(_Loss(name, kind, task, getattr(config, kind), weight))
     _ = task.output  # raises when the losses contradict each other

@@ -22,7 +22,9 @@ class Cadence:
         return step == 1 or _divides(self._config.log_step_count_steps, step)
 
     def saves_at(self, step: int) -> bool:
-        if self._config.save_checkpoints_epochs and not self._config.HasField("save_checkpoints_steps"):
+        if self._config.save_checkpoints_epochs and not self._config.HasField(
+            "save_checkpoints_steps"
+        ):
             return False
         return _divides(self._config.save_checkpoints_steps, step)
 

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tzgen.errors import UserError
 from tzgen.train.environment import Env
+from tzgen.train.quiet import quiet
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"model\.ckpt-(\d+)")
@@ -120,13 +121,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir() and not _NAME.fullmatch(path.name):
         found = latest(path)
         if found is None:
-            raise UserError(f"{path} holds no committed checkpoint (model.ckpt-<step>/manifest.json)")
+            raise UserError(
+                f"{path} holds no committed checkpoint (model.ckpt-<step>/manifest.json)"
+            )
         return found
     match, manifest = _NAME.fullmatch(path.name), _read_manifest(path)
     if not path.is_dir():
-        raise UserError(f"checkpoint {path} does not exist; give a model_dir or a model.ckpt-<step>")
+        raise UserError(
+            f"checkpoint {path} does not exist; give a model_dir or a model.ckpt-<step>"
+        )
     if match is None or manifest is None:
-        raise UserError(f"{path} has no readable manifest.json: it was never committed; use another")
+        raise UserError(
+            f"{path} has no readable manifest.json: it was never committed; use another"
+        )
     return Checkpoint(path, int(match.group(1)), manifest)
 
 
@@ -150,9 +157,12 @@ def load_state(target: Mapping[str, Any], folder: Path) -> None:
         if tuple(stored[name][0]) != tuple(tensor.size())
     ]
     if wrong:
-        raise UserError(f"{folder}: {len(wrong)} tensors have another shape: {'; '.join(wrong[:3])}")
-    alone = not dist.is_initialized()
-    dcp.load(dict(target), storage_reader=FileSystemReader(str(folder)), no_dist=alone)
+        raise UserError(
+            f"{folder}: {len(wrong)} tensors have another shape: {'; '.join(wrong[:3])}"
+        )
+    reader, alone = FileSystemReader(str(folder)), not dist.is_initialized()
+    with quiet():
+        dcp.load(dict(target), storage_reader=reader, no_dist=alone)
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -195,7 +205,9 @@ def verify(checkpoint: Checkpoint) -> None:
     for name, digest in checkpoint.manifest["checksums"].items():
         path = checkpoint.path / name
         if not path.exists():
-            raise UserError(f"{path} is missing, though the manifest lists it; restore or use another")
+            raise UserError(
+                f"{path} is missing, though the manifest lists it; restore or use another"
+            )
         if _digest(path) != digest:
             raise UserError(f"{path} is damaged: its checksum is not the manifest's; use another")
 
@@ -210,8 +222,9 @@ def write_text(path: Path, text: str) -> None:
 
 def _save_state(state: Mapping[str, Any], folder: Path) -> None:
     if state:
-        writer = FileSystemWriter(str(folder), sync_files=True)
-        dcp.save(dict(state), storage_writer=writer, no_dist=not dist.is_initialized())
+        writer, alone = FileSystemWriter(str(folder), sync_files=True), not dist.is_initialized()
+        with quiet():
+            dcp.save(dict(state), storage_writer=writer, no_dist=alone)
     else:
         folder.mkdir(exist_ok=True)
 

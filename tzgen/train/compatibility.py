@@ -65,7 +65,9 @@ def require_compatible(old: Any, new: Any, checkpoint: str) -> None:
         raise ConfigError(problems, source=f"resuming {checkpoint}")
 
 
-def _changed_list(field: Any, was: list[Any], now: list[Any], path: str) -> Iterator[tuple[str, str, str]]:
+def _changed_list(
+    field: Any, was: list[Any], now: list[Any], path: str
+) -> Iterator[tuple[str, str, str]]:
     if field.message_type is None:
         if was != now:
             yield path, repr(was), repr(now)

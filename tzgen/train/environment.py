@@ -79,7 +79,8 @@ def environment() -> Iterator[Env]:
     Raises UserError when torchrun's variables contradict each other.
     """
     rank, world_size, local_rank = (
-        _number(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        _number(name, default)
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
     if not 0 <= rank < world_size:
         raise UserError(f"RANK={rank} with WORLD_SIZE={world_size}: start through torchrun")
@@ -118,5 +119,7 @@ def _join(rank: int, world_size: int, device: torch.device) -> None:
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.lstrip("-").isdigit():
-        raise UserError(f"{name}={text!r} in the environment of {socket.gethostname()} is no number")
+        raise UserError(
+            f"{name}={text!r} in the environment of {socket.gethostname()} is no number"
+        )
     return int(text)

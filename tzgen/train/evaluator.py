@@ -77,12 +77,20 @@ def evaluate(
         module.train(was_training)
     gathered = env.gather((sums, counts, rows))
     losses = {
-        f"loss_{name}": _ratio(sum(s[name] for s, _, _ in gathered), sum(c[name] for _, c, _ in gathered))
+        f"loss_{name}": _ratio(
+            sum(s[name] for s, _, _ in gathered), sum(c[name] for _, c, _ in gathered)
+        )
         for name in sums
     }
     values = metrics.compute(env.gather)
     bounds = metrics.intervals(env.gather) if intervals else {}
     return Evaluation({**values, **losses}, bounds, sum(n for _, _, n in gathered))
+
+
+def evaluated_names(pipeline: Pipeline) -> list[str]:
+    """The metrics and losses that an evaluation of this pipeline will have."""
+    losses = [f"loss_{loss.name}" for loss in pipeline.module.head.objective.losses]
+    return [*pipeline.eval_metrics().state(), *losses]
 
 
 def _shown(loader: BatchLoader, env: Env, max_batches: int | None) -> Iterator[Batch]:

@@ -39,15 +39,18 @@ def start_from(config: Any, weights: Mapping[str, Any]) -> list[str]:
     if len(target) < len(mine):
         raise UserError("fine_tune_ckpt_param_map gives one stored tensor to two parameters")
     checkpoint.load_state(target, found.path / "model")
-    LOGGER.info("fine-tuning from %s: %d tensors taken, %d left as initialised", found.path, len(mine), len(left))
+    LOGGER.info(
+        "fine-tuning from %s: %d tensors taken, %d left as initialised",
+        found.path,
+        len(mine),
+        len(left),
+    )
     for name in left:
         LOGGER.info("  left as initialised: %s", name)
     return sorted(mine)
 
 
-def read_map(
-    path: str, weights: Mapping[str, Any], stored: Mapping[str, Any]
-) -> dict[str, str]:
+def read_map(path: str, weights: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, str]:
     """{new name: name in the checkpoint} from lines 'new<tab>old'. Raises UserError with the line."""
     if not path:
         return {}
@@ -64,6 +67,8 @@ def read_map(
         new, old = (field.strip() for field in fields)
         for name, known, whose in ((new, weights, "this model"), (old, stored, "the checkpoint")):
             if name not in known:
-                raise UserError(f"{path}:{number}: {whose} has no {name!r}; it has {sorted(known)[:5]} ...")
+                raise UserError(
+                    f"{path}:{number}: {whose} has no {name!r}; it has {sorted(known)[:5]} ..."
+                )
         renamed[new] = old
     return renamed

@@ -85,7 +85,9 @@ def evaluate_and_report(
         folder.mkdir(parents=True, exist_ok=True)
         body = {**evaluation.as_json(), "checkpoint": origin["checkpoint"], "eval_input_path": path}
         write_text(folder / result_name, json.dumps(body, indent=1))
-        print(f"{origin['checkpoint']} on {evaluation.num_rows} rows of {path}\n{evaluation.table()}")
+        print(
+            f"{origin['checkpoint']} on {evaluation.num_rows} rows of {path}\n{evaluation.table()}"
+        )
     return evaluation
 
 

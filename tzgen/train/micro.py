@@ -35,7 +35,9 @@ def _rows(
     for name, value in columns.items():
         if isinstance(value, Ragged):
             start, stop = int(value.lengths[:low].sum()), int(value.lengths[:high].sum())
-            cut[name] = replace(value, values=value.values[start:stop], lengths=value.lengths[low:high])
+            cut[name] = replace(
+                value, values=value.values[start:stop], lengths=value.lengths[low:high]
+            )
         else:
             cut[name] = value[low:high]
     return cut

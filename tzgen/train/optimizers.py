@@ -82,7 +82,9 @@ class DenseOptimizer:
         """{"dense.<parameter>.<state>": tensor}, sharing memory where torch keeps tensors."""
         flat: dict[str, Tensor] = {}
         for part in self.parts:
-            for name, parameter in zip(part.names, part.optimizer.param_groups[0]["params"], strict=True):
+            for name, parameter in zip(
+                part.names, part.optimizer.param_groups[0]["params"], strict=True
+            ):
                 for key, value in part.optimizer.state[parameter].items():
                     flat[f"dense.{name}.{key}"] = torch.as_tensor(value)
         return flat
@@ -90,9 +92,13 @@ class DenseOptimizer:
     def load(self, flat: Mapping[str, Tensor]) -> None:
         """Take over what `state()` gave, for the parameters that are here."""
         for part in self.parts:
-            for name, parameter in zip(part.names, part.optimizer.param_groups[0]["params"], strict=True):
+            for name, parameter in zip(
+                part.names, part.optimizer.param_groups[0]["params"], strict=True
+            ):
                 prefix = f"dense.{name}."
-                entries = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
+                entries = {
+                    k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)
+                }
                 keys = {k: v for k, v in entries.items() if "." not in k}
                 if keys:
                     part.optimizer.state[parameter] = {
@@ -106,7 +112,9 @@ def clip(parameters: Iterable[nn.Parameter], message: Any) -> Tensor | None:
     if message.clipping_type == "none":
         return None
     if message.clipping_type == "norm":
-        return nn.utils.clip_grad_norm_(parameters, message.max_gradient, norm_type=message.norm_type)
+        return nn.utils.clip_grad_norm_(
+            parameters, message.max_gradient, norm_type=message.norm_type
+        )
     if message.clipping_type == "value":
         nn.utils.clip_grad_value_(parameters, message.max_gradient)
         return None
@@ -145,7 +153,9 @@ class Average:
 def _part(message: Any, scheduled: Any, parameters: Mapping[str, nn.Parameter]) -> Part:
     kind = message.WhichOneof("optimizer")
     if kind is None:
-        raise UserError(f"train_config.dense_optimizer names no optimizer; known: {sorted(CLASSES)}")
+        raise UserError(
+            f"train_config.dense_optimizer names no optimizer; known: {sorted(CLASSES)}"
+        )
     chosen = getattr(message, kind)
     arguments = {field.name: getattr(chosen, field.name) for field in chosen.DESCRIPTOR.fields}
     if "beta1" in arguments:

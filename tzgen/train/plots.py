@@ -38,7 +38,9 @@ def _draw(panels: list[tuple[str, dict[str, list[tuple[int, float]]]]], path: Pa
     for axis, (title, series) in zip(axes[0], panels, strict=True):
         for name, points in sorted(series.items()):
             steps, values = zip(*points, strict=True)
-            axis.plot(steps, values, label=name, marker="o" if len(points) < 20 else None, linewidth=1)
+            axis.plot(
+                steps, values, label=name, marker="o" if len(points) < 20 else None, linewidth=1
+            )
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -48,7 +50,9 @@ def _draw(panels: list[tuple[str, dict[str, list[tuple[int, float]]]]], path: Pa
     return path
 
 
-def _series(entries: list[dict[str, Any]], kind: str, prefix: str) -> dict[str, list[tuple[int, float]]]:
+def _series(
+    entries: list[dict[str, Any]], kind: str, prefix: str
+) -> dict[str, list[tuple[int, float]]]:
     """name -> (step, value) of every entry of `kind` whose name is `prefix` or starts with it."""
     series: dict[str, list[tuple[int, float]]] = {}
     for entry in entries:
@@ -61,7 +65,17 @@ def _series(entries: list[dict[str, Any]], kind: str, prefix: str) -> dict[str, 
 
 def _metric_kinds(entries: list[dict[str, Any]]) -> list[str]:
     """The families of evaluation metrics: names without their task."""
-    known = ("auc", "grouped_auc", "normalized_entropy", "mean_absolute_error", "mean_squared_error",
-             "accuracy", "recall", "ndcg", "xauc", "loss")
+    known = (
+        "auc",
+        "grouped_auc",
+        "normalized_entropy",
+        "mean_absolute_error",
+        "mean_squared_error",
+        "accuracy",
+        "recall",
+        "ndcg",
+        "xauc",
+        "loss",
+    )
     names = {name for entry in entries if entry["kind"] == "eval" for name in entry}
     return [kind for kind in known if any(n == kind or n.startswith(f"{kind}_") for n in names)][:4]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -32,6 +33,22 @@ class Progress:
         self.evaluation: Evaluation | None = None
         self.evaluated_step = -1
         self.saved_step = -1
+
+    def require_metrics(self, known: Collection[str]) -> None:
+        """Refuse to start when a watched metric will not be among `known`, those of an evaluation.
+
+        An empty `known` means that nothing is evaluated. Raises UserError.
+        """
+        if self._stops and not known:
+            raise UserError(
+                f"train_config.early_stopping watches {self._stopping.metric!r} and there is nothing "
+                "to evaluate: set eval_input_path, or remove early_stopping"
+            )
+        wanted = [self._stopping.metric] if self._stops else []
+        if known and self._export.HasField("best_exporter_metric"):
+            wanted.append(self._export.best_exporter_metric)
+        for name in wanted:
+            watched(dict.fromkeys(known, 0.0), name, required=True)
 
     def take(self, evaluation: Evaluation) -> bool:
         """Note an evaluation at the current step; True when it is the best so far."""
@@ -68,7 +85,9 @@ class Progress:
         self.bad_evaluations, self.stopped = entry["bad_evaluations"], entry["stopped"]
         self.evaluated_step = entry["evaluated_step"]
         if entry["evaluation"]:
-            metrics = {k: math.nan if v is None else v for k, v in entry["evaluation"]["metrics"].items()}
+            metrics = {
+                k: math.nan if v is None else v for k, v in entry["evaluation"]["metrics"].items()
+            }
             self.evaluation = Evaluation(metrics, {}, entry["evaluation"]["num_rows"])
 
     def _watch(self, evaluation: Evaluation) -> None:

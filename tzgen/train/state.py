@@ -110,8 +110,14 @@ class RunState:
             },
         )
         if self._env.is_main:
-            best = {progress.best["step"]} if progress.best and config.train_config.keep_best_checkpoint else set()
-            checkpoint.retain(self._model_dir, keep=config.train_config.keep_checkpoint_max, protected=best)
+            best = (
+                {progress.best["step"]}
+                if progress.best and config.train_config.keep_best_checkpoint
+                else set()
+            )
+            checkpoint.retain(
+                self._model_dir, keep=config.train_config.keep_checkpoint_max, protected=best
+            )
         return path
 
     def restore(self, progress: Progress, *, ignore_optimizer: bool) -> Position:
@@ -123,7 +129,9 @@ class RunState:
         config = self._pipeline.config
         if self._env.is_main:
             checkpoint.sweep(self._model_dir)
-        found = self._env.broadcast(checkpoint.latest(self._model_dir) if self._env.is_main else None)
+        found = self._env.broadcast(
+            checkpoint.latest(self._model_dir) if self._env.is_main else None
+        )
         start = Position(config.train_config.seed, 0, 0, self._loader.fingerprint)
         progress.position = start
         if found is None:

@@ -9,6 +9,7 @@ input distribution with this batch's computation.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -69,7 +70,9 @@ class Updater:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = self._env.sum(_flatten_dense_tensors(gradients)) / self._env.world_size
-        for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
+        for gradient, mean in zip(
+            gradients, _unflatten_dense_tensors(flat, gradients), strict=True
+        ):
             gradient.copy_(mean)
 
 
@@ -96,7 +99,7 @@ class DirectStep:
         else:
             output = self._accumulate(batch)
         self._updater.step()
-        return output
+        return replace(output, gradient_norm=self._updater.gradient_norm)
 
     def pause(self) -> None:
         """Nothing is in flight between two steps."""
@@ -105,7 +108,9 @@ class DirectStep:
         detached = DetachedGroups(self._parts.embeddings(batch), self._micro_batches)
         counts = self._parts.head.counts(batch)
         outputs: list[StepOutput] = []
-        for groups, labels in zip(detached.micro, split_labels(batch, self._micro_batches), strict=True):
+        for groups, labels in zip(
+            detached.micro, split_labels(batch, self._micro_batches), strict=True
+        ):
             loss, output = self._parts.head(groups, labels, counts)
             loss.backward()
             outputs.append(output)
@@ -131,9 +136,10 @@ class PipelinedStep:
 
     def progress(self, batches: Iterator[Batch]) -> StepOutput | None:
         try:
-            return self._pipeline.progress(batches)
+            output: StepOutput = self._pipeline.progress(batches)
         except StopIteration:
             return None
+        return replace(output, gradient_norm=self._updater.gradient_norm)
 
     def pause(self) -> None:
         self._pipeline.detach()

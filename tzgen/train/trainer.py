@@ -23,7 +23,7 @@ from tzgen.errors import UserError
 from tzgen.log import LOGGER
 from tzgen.train.cadence import Cadence
 from tzgen.train.environment import Env, seed_step
-from tzgen.train.evaluator import Evaluation, evaluate
+from tzgen.train.evaluator import Evaluation, evaluate, evaluated_names
 from tzgen.train.finite import LossWatch
 from tzgen.train.progress import Progress
 from tzgen.train.reporting import Reporter
@@ -45,8 +45,9 @@ class Trainer:
         self.eval_loader: BatchLoader | None = None
         if config.eval_input_path:
             self.eval_loader = open_loader(pipeline, config.eval_input_path, env=env, mode="eval")
-        self.state = RunState(pipeline, env, model_dir, self.train_loader)
         self.progress = Progress(config)
+        self.progress.require_metrics(evaluated_names(pipeline) if self.eval_loader else ())
+        self.state = RunState(pipeline, env, model_dir, self.train_loader)
         self.cadence = Cadence(config.train_config, evaluates=self.eval_loader is not None)
         self.losses = LossWatch(env, model_dir)
         self.interrupted_by: int | None = None
@@ -55,31 +56,30 @@ class Trainer:
     def fit(self, *, ignore_optimizer: bool = False) -> Evaluation | None:
         """Train until the configured end, early stopping or SIGTERM; the last evaluation."""
         position = self.state.restore(self.progress, ignore_optimizer=ignore_optimizer)
-        total = self._total_steps()
         reporter = Reporter(
             self.model_dir,
             enabled=self.env.is_main,
             tensorboard=self._config.use_tensorboard,
             resumed_step=self.progress.step,
-            total=total,
+            total=self._last_step(position),
         )
         try:
             with _termination() as asked:
-                self._run(position, reporter, asked, total)
+                self._run(position, reporter, asked)
             if self.interrupted_by is None:
                 self._finish(reporter)
             return self.progress.evaluation
         finally:
             reporter.close()
 
-    def _run(
-        self, position: Position, reporter: Reporter, asked: list[int], total: int | None
-    ) -> None:
+    def _run(self, position: Position, reporter: Reporter, asked: list[int]) -> None:
         """All epochs from `position`."""
         epoch = position.epoch
-        while not self._is_over(epoch, total):
-            start = position if position.epoch == epoch else replace(position, epoch=epoch, next_row=0)
-            if not self._run_epoch(start, reporter, asked, total):
+        while not self._is_over(epoch):
+            start = (
+                position if position.epoch == epoch else replace(position, epoch=epoch, next_row=0)
+            )
+            if not self._run_epoch(start, reporter, asked):
                 return
             epoch += 1
             self.progress.position = replace(position, epoch=epoch, next_row=0)
@@ -87,15 +87,13 @@ class Trainer:
                 self.cadence.evaluates_after(epoch), self.cadence.saves_after(epoch), reporter
             )
 
-    def _run_epoch(
-        self, start: Position, reporter: Reporter, asked: list[int], total: int | None
-    ) -> bool:
+    def _run_epoch(self, start: Position, reporter: Reporter, asked: list[int]) -> bool:
         """The steps of an epoch from `start`; False when the run ends before the epoch does."""
         before = self.progress.step
         with contextlib.ExitStack() as undo:
             batches: Any = self.train_loader.epoch(start, start.epoch)
             undo.callback(batches.close)  # ends the loader's processes
-            while not self._is_over(start.epoch, total):
+            while not self._is_over(start.epoch):
                 output = self._step(batches, start.epoch)
                 if output is None:
                     if start.next_row == 0 and self.progress.step == before:
@@ -189,17 +187,19 @@ class Trainer:
         epoch = self.progress.position.epoch
         reporter.record("train", self.progress.step, {**values, **reporter.rates()}, epoch=epoch)
 
-    def _is_over(self, epoch: int, total: int | None) -> bool:
+    def _is_over(self, epoch: int) -> bool:
         by_epoch = bool(self._config.num_epochs) and epoch >= self._config.num_epochs
-        by_step = total is not None and self.progress.step >= total
+        by_step = bool(self._config.num_steps) and self.progress.step >= self._config.num_steps
         return by_epoch or by_step or self.progress.stopped
 
-    def _total_steps(self) -> int | None:
+    def _last_step(self, start: Position) -> int:
+        """The step that a run from `start` ends at, early stopping apart."""
         if self._config.num_steps:
             return int(self._config.num_steps)
-        lengths = [self.train_loader.num_batches(epoch) for epoch in range(self._config.num_epochs)]
-        known = [length for length in lengths if length is not None]
-        return sum(known) if len(known) == len(lengths) else None
+        left = 0
+        for epoch in range(start.epoch, self._config.num_epochs):
+            left += self.train_loader.num_batches(epoch, start if epoch == start.epoch else None)
+        return self.progress.step + left
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tzgen.log import LOGGER
 from tzgen.train import checkpoint
 from tzgen.train.environment import Env
 
+
 def place(pipeline: Pipeline, env: Env, optimizer: OptimizerSpec) -> nn.Module:
     """The pipeline's module where it trains: sharded by TorchRec, or moved to the device."""
     if pipeline.engine == "local":
@@ -38,7 +39,9 @@ def place(pipeline: Pipeline, env: Env, optimizer: OptimizerSpec) -> nn.Module:
     )
 
 
-def load_weights(pipeline: Pipeline, found: checkpoint.Checkpoint, *, averaged: bool | None) -> None:
+def load_weights(
+    pipeline: Pipeline, found: checkpoint.Checkpoint, *, averaged: bool | None
+) -> None:
     """Fill a local-engine pipeline from a checkpoint, for evaluation, prediction or export.
 
     `averaged` None takes the moving averages of dense weights where the checkpoint has them.
@@ -49,7 +52,9 @@ def load_weights(pipeline: Pipeline, found: checkpoint.Checkpoint, *, averaged: 
     if averaged is False:
         return
     stored = checkpoint.stored_tensors(found.path / "optimizer")
-    averages = {f"ema.{name}": tensor for name, tensor in weights.items() if f"ema.{name}" in stored}
+    averages = {
+        f"ema.{name}": tensor for name, tensor in weights.items() if f"ema.{name}" in stored
+    }
     checkpoint.load_state(averages, found.path / "optimizer")
 
 
@@ -64,7 +69,9 @@ def trained_pipeline(
 ) -> tuple[Pipeline, dict[str, Any]]:
     """A local-engine pipeline with a checkpoint's weights, and the manifest entries that say whose."""
     found = choose_checkpoint(config, checkpoint_path, best=best)
-    pipeline = build_pipeline(config, engine="local", labels=labels, reserved_columns=reserved_columns)
+    pipeline = build_pipeline(
+        config, engine="local", labels=labels, reserved_columns=reserved_columns
+    )
     load_weights(pipeline, found, averaged=averaged)
     pipeline.module.eval()
     LOGGER.info("weights of %s", found.path)
@@ -73,9 +80,13 @@ def trained_pipeline(
     return pipeline, {"checkpoint": found.path.name, "step": found.step, **entries}
 
 
-def choose_checkpoint(config: Any, path: str | None, *, best: bool = False) -> checkpoint.Checkpoint:
+def choose_checkpoint(
+    config: Any, path: str | None, *, best: bool = False
+) -> checkpoint.Checkpoint:
     """`path`, else the best (by the run's own notes) or newest checkpoint of config.model_dir."""
     newest = checkpoint.open_checkpoint(Path(path or config.model_dir))
     if path or not best or not newest.trainer["best"]:
         return newest
-    return checkpoint.open_checkpoint(newest.path.parent / f"model.ckpt-{newest.trainer['best']['step']}")
+    return checkpoint.open_checkpoint(
+        newest.path.parent / f"model.ckpt-{newest.trainer['best']['step']}"
+    )
