@@ -15,10 +15,12 @@ Nothing else should run on the machine; set OMP_WAIT_POLICY=PASSIVE (`make bench
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -35,7 +37,7 @@ from tzgen.data.order import RowOrder
 from tzgen.data.plan import SplitByRows, bounds_by_rows, parse_together
 from tzgen.data.readers import ParquetDataset
 from tzgen.data.readers.base import RowGroups
-from tzgen.data.staged import Staged
+from tzgen.data.staged import Staged, split_batch
 from tzgen.features import Feature, FeatureParser, create_features
 from tzgen.features.synthesis import synthesise
 
@@ -126,7 +128,7 @@ def load(
     return run
 
 
-def seconds(run: Callable[[], None]) -> float:
+def seconds(run: Callable[[], object]) -> float:
     """CPU seconds of this thread: what other processes do to the machine counts less."""
     started = time.thread_time()
     run()
@@ -157,18 +159,28 @@ def breakdown(
     rows = RankRows(decoded, order, bounds, together, rank=0, split=SplitByRows(1))
     parts = {"arrange in batch order": median(seconds(lambda: deque(rows, 0)) for _ in range(5))}
     batches = list(rows)
+
+    def parse_all(feature_parser: FeatureParser) -> list[Batch]:
+        return [feature_parser.parse(item.rows, item.source) for item in batches]
+
+    def timed(run: Callable[[], object]) -> float:
+        return median(seconds(run) for _ in range(5))
+
+    whole = FeatureParser(config, features)  # type: ignore[arg-type]
+    parsed = parse_all(whole)
+    parts["parse"] = timed(lambda: parse_all(whole))
     by_kind: dict[str, list[Feature]] = defaultdict(list)
     for feature in features:
         if not feature.stub:
-            by_kind[f"parse {kind_of(feature)}"].append(feature)
+            by_kind[kind_of(feature)].append(feature)
     for kind, some in sorted(by_kind.items()):
         alone = FeatureParser(config, some, labels=False)  # type: ignore[arg-type]
-
-        def parse_all(parse: Callable[..., Batch] = alone.parse) -> None:
-            for item in batches:
-                parse(item.rows, item.source)
-
-        parts[f"{kind}: {len(some)}"] = median(seconds(parse_all) for _ in range(5))
+        parts[f"  of that: {len(some)} {kind}"] = timed(partial(parse_all, alone))
+    parts["cut into batches"] = timed(
+        lambda: [
+            split_batch(batch, item.sizes) for batch, item in zip(parsed, batches, strict=True)
+        ]
+    )
     return parts
 
 
@@ -226,6 +238,7 @@ def main() -> None:
     args = parser().parse_args()
     pa.set_cpu_count(1)
     torch.set_num_threads(1)
+    gc.freeze()  # as loader workers do
     config = load_pipeline(args.pipeline_config)
     features = create_features(config)
     feature_parser = FeatureParser(config, features)

@@ -8,7 +8,7 @@
 D 128, two STU layers, four heads; batch 32, one epoch; row-wise Adagrad and Adam; one process with
 two threads and one loader process. Data and config are made in a temporary folder. Each repeat is a
 process of its own, timed from before it starts until it has ended. Labels are random: the metrics
-say nothing. Nothing else should run on the machine; set OMP_WAIT_POLICY=PASSIVE (`make bench` does).
+say nothing. Nothing else should run on the machine.
 """
 
 from __future__ import annotations

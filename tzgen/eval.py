@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate a checkpoint on eval_input_path, with confidence intervals where they are configured:
 
-    python -m tzgen.eval --pipeline_config X [--checkpoint_path model_dir/model.ckpt-1000]
+python -m tzgen.eval --pipeline_config X [--checkpoint_path model_dir/model.ckpt-1000]
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ TRAINING = """
     batches = loader.epoch(None, 0)
     next(batches)
     import multiprocessing
-    print(*[p.pid for p in multiprocessing.active_children()], flush=True)
     try:
+        print(*[p.pid for p in multiprocessing.active_children()], flush=True)
         time.sleep(60)
     finally:
         print("interrupted", flush=True)

@@ -18,7 +18,8 @@ from tzgen.train.trainer import Trainer
 # Everything that carries state from step to step.
 STATEFUL = (
     "train_config.dense_optimizer.adam_optimizer={ lr: 0.01 }",
-    "train_config.dense_optimizer.exponential_decay_learning_rate={ decay_size: 3 decay_factor: 0.9 }",
+    "train_config.dense_optimizer.exponential_decay_learning_rate="
+    "{ decay_size: 3 decay_factor: 0.9 }",
     "train_config.dense_optimizer.ema.decay=0.9",
     "train_config.sparse_optimizer.adagrad_optimizer={ lr: 0.1 }",
     "train_config.grad_clipping.clipping_type=norm",
@@ -129,7 +130,7 @@ def test_more_epochs_go_on_from_the_end(world: World, tmp_path: Path) -> None:
 
 
 def test_another_engine_and_batch_size_may_go_on(world: World, tmp_path: Path) -> None:
-    """The batch size decides the course, not what a checkpoint holds: allowed, from the same row."""
+    """The batch size decides the course, not what a checkpoint holds: the next row is the same."""
     world.trained(tmp_path / "m", "train_config.num_epochs=1", "data_config.num_workers=1")
     local = "train_config.embedding_engine=LOCAL"
     log = world.trained(tmp_path / "m", local, "data_config.batch_size=16")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small data set and the verbs, run in this process: a start of Python with torch costs seconds."""
+"""A small data set and the verbs, run in this process: a start of Python costs seconds."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 import torch
 from google.protobuf import text_format
-from torch.optim import lr_scheduler
 
 from tzgen.errors import UserError
 from tzgen.protos.optimizer_pb2 import DenseOptimizer

@@ -67,7 +67,7 @@ def save(
     config_text: str,
     manifest: Mapping[str, Any],
 ) -> Path:
-    """Write one checkpoint with all ranks; returns its folder. Nothing is visible until it is whole."""
+    """Write one checkpoint with all ranks; its folder. Nothing is visible until it is whole."""
     final = model_dir / f"model.ckpt-{step}"
     temporary = model_dir / f"{_TEMPORARY}{final.name}"
     if env.is_main:
@@ -91,7 +91,7 @@ def save(
             _fsync(folder)
         if final.exists():
             remove(final)
-        os.replace(temporary, final)
+        temporary.replace(final)
         _fsync(model_dir)
     env.barrier()
     return final
@@ -196,7 +196,7 @@ def remove(path: Path) -> None:
     """Remove a checkpoint so that no half of it can be taken for a whole: renamed first."""
     trash = path.with_name(f"{_TRASH}{path.name}")
     shutil.rmtree(trash, ignore_errors=True)
-    os.replace(path, trash)
+    path.replace(trash)
     shutil.rmtree(trash)
 
 

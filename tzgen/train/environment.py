@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who this process is among the processes that torchrun started, and how they talk.
 
-torchrun's RANK, WORLD_SIZE and LOCAL_RANK are read here (and RANK by tzgen.log, to hold its tongue).
+torchrun's RANK, WORLD_SIZE and LOCAL_RANK are read here; RANK also by tzgen.log, earlier.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: the same module without gradients, metrics merged over ranks, intervals over users."""
+"""Evaluation: the same module without gradients, metrics over ranks, intervals over users."""
 
 from __future__ import annotations
 

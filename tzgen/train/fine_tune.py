@@ -51,7 +51,7 @@ def start_from(config: Any, weights: Mapping[str, Any]) -> list[str]:
 
 
 def read_map(path: str, weights: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, str]:
-    """{new name: name in the checkpoint} from lines 'new<tab>old'. Raises UserError with the line."""
+    """{new name: stored name} from lines 'new<tab>old'. Raises UserError with the line."""
     if not path:
         return {}
     file = Path(path)

@@ -43,8 +43,9 @@ class LossWatch:
         found = _describe(*waiting[bad[0]]) if bad else ""
         if not self._env.any(bool(found)):
             return
+        told = "; ".join(text for text in self._env.gather(found) if text)
         raise UserError(
-            f"{'; '.join(text for text in self._env.gather(found) if text)}. Look at these rows for "
+            f"{told}. Look at these rows for "
             "missing or extreme values, lower the learning rate, or clip gradients "
             f"(train_config.grad_clipping). Checkpoints in {self._model_dir} are from before."
         )

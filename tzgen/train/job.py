@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The jobs behind the verbs train_eval and eval: build, run, leave the result as a file and as text."""
+"""The jobs behind the verbs train_eval and eval: build, run, leave the result as file and text."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def set_numerics(train_config: Any) -> None:
     if train_config.deterministic:
         # use_deterministic_algorithms does the same and loads the compiler to tell it
         torch.set_deterministic_debug_mode("warn")
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def required_path(value: str, name: str) -> str:

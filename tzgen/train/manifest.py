@@ -32,7 +32,7 @@ def provenance(config: Any, fingerprint: str) -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    """The commit of the source tree, with a mark when files differ; None for an installed package."""
+    """The commit of the source tree, marked when files differ; None for an installed package."""
     root = Path(tzgen.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

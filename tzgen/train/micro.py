@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What losses and metrics read of a batch, cut into the same rows as micro-batches of groups are."""
+"""What losses and metrics read of a batch, cut into the rows of its micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ def split_labels(batch: Batch, parts: int) -> list[Batch]:
     """`parts` batches holding labels, weights and raw ids of consecutive rows; ids are left out."""
     bounds = row_bounds(batch.num_rows, parts)
     pieces = []
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in pairwise(bounds):
         pieces.append(
             Batch(
                 num_rows=high - low,

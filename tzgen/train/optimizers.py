@@ -52,8 +52,8 @@ class DenseOptimizer:
             mine = {name: p for name, p in rest.items() if pattern.fullmatch(name)}
             if not mine:
                 raise UserError(
-                    f"part_optimizers: regex_pattern {part.regex_pattern!r} matches no dense parameter "
-                    f"that is left; names look like {sorted(rest)[:3]}"
+                    f"part_optimizers: regex_pattern {part.regex_pattern!r} matches no dense "
+                    f"parameter that is left; names look like {sorted(rest)[:3]}"
                 )
             rest = {name: p for name, p in rest.items() if name not in mine}
             own = part if part.WhichOneof("learning_rate") else message

@@ -14,7 +14,7 @@ NAME = "curves.png"
 
 
 def plot_training(model_dir: Path) -> Path | None:
-    """Draw what train_log.jsonl holds; None, with a line in the log, without matplotlib or a log."""
+    """Draw what train_log.jsonl holds; None, and a line said, without matplotlib or a log."""
     if importlib.util.find_spec("matplotlib") is None:
         LOGGER.info("no %s: pip install 'tzgen[plots]' for plots", NAME)
         return None

@@ -41,8 +41,8 @@ class Progress:
         """
         if self._stops and not known:
             raise UserError(
-                f"train_config.early_stopping watches {self._stopping.metric!r} and there is nothing "
-                "to evaluate: set eval_input_path, or remove early_stopping"
+                f"train_config.early_stopping watches {self._stopping.metric!r} and there is "
+                "nothing to evaluate: set eval_input_path, or remove early_stopping"
             )
         wanted = [self._stopping.metric] if self._stops else []
         if known and self._export.HasField("best_exporter_metric"):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learning-rate schedules as pure functions of the step or epoch, so that a resume needs no state.
 
-`schedule_of(message, base_lr)` reads the `learning_rate` oneof of an optimizer message. Warm-up rises
-linearly from warmup_learning_rate to the base rate over warmup_size; the schedules proper count from
-the end of the warm-up, except LinearDecayLR, whose length includes it.
+`schedule_of(message, base_lr)` reads the `learning_rate` oneof of an optimizer message. Warm-up
+rises linearly from warmup_learning_rate to the base rate over warmup_size; the schedules proper
+count from the end of the warm-up, except LinearDecayLR, whose length includes it.
 """
 
 from __future__ import annotations

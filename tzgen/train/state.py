@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tzgen import config as configs
 from tzgen.build import Pipeline, StepOutput
@@ -143,9 +143,10 @@ class RunState:
         progress.load(found.trainer)
         if progress.position.fingerprint != self._loader.fingerprint:
             raise UserError(
-                f"{found.path} was trained on other data than train_input_path has now (fingerprint "
-                f"{progress.position.fingerprint} there, {self._loader.fingerprint} here): restore the "
-                "files, or continue on new data with --fine_tune_checkpoint and another model_dir"
+                f"{found.path} was trained on other data than train_input_path has now "
+                f"(fingerprint {progress.position.fingerprint} there, {self._loader.fingerprint} "
+                "here): restore the files, or continue on new data with --fine_tune_checkpoint "
+                "and another model_dir"
             )
         checkpoint.load_state(model_state(self.module), found.path / "model")
         if not ignore_optimizer:

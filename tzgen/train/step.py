@@ -37,7 +37,7 @@ class Stepper(Protocol):
 
 
 class Updater:
-    """The dense half of an update: gradients averaged over ranks, clipped, applied, then averaged weights.
+    """The dense half of an update: gradients averaged over ranks, clipped, applied; then averages.
 
     Shaped like an optimizer (`zero_grad`, `step`), which is how TorchRec's pipeline calls it.
     """
@@ -79,7 +79,7 @@ class Updater:
 class DirectStep:
     """Lookup, `micro_batches` forwards and backwards, one backward through the lookup, one update.
 
-    The tables see the gradient of the whole batch once, so that a fused optimizer steps once a batch.
+    The tables see the gradient of the whole batch once: a fused optimizer steps once a batch.
     """
 
     def __init__(self, module: Any, updater: Updater, *, env: Env, micro_batches: int = 1) -> None:

@@ -98,8 +98,9 @@ class Trainer:
                 if output is None:
                     if start.next_row == 0 and self.progress.step == before:
                         raise UserError(
-                            f"epoch {start.epoch} of {self.pipeline.config.train_input_path} gave no batch: lower "
-                            "data_config.batch_size, unset drop_remainder, or give more rows"
+                            f"epoch {start.epoch} of {self.pipeline.config.train_input_path} "
+                            "gave no batch: lower data_config.batch_size, unset "
+                            "drop_remainder, or give more rows"
                         )
                     return True
                 self._after_step(output, reporter)
@@ -206,7 +207,7 @@ class Trainer:
 def _termination() -> Iterator[list[int]]:
     """SIGTERM and SIGINT only leave a note; a second one acts as usual."""
     asked: list[int] = []
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
@@ -217,5 +218,5 @@ def _termination() -> Iterator[list[int]]:
     try:
         yield asked
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for asked_for, handler in previous.items():
+            signal.signal(asked_for, handler)

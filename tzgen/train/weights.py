@@ -67,7 +67,7 @@ def trained_pipeline(
     best: bool = False,
     averaged: bool | None = None,
 ) -> tuple[Pipeline, dict[str, Any]]:
-    """A local-engine pipeline with a checkpoint's weights, and the manifest entries that say whose."""
+    """A local-engine pipeline with a checkpoint's weights, and manifest entries that say whose."""
     found = choose_checkpoint(config, checkpoint_path, best=best)
     pipeline = build_pipeline(
         config, engine="local", labels=labels, reserved_columns=reserved_columns
