@@ -171,6 +171,11 @@ RANKER = [
         "feature_configs[2].sequence_feature.features[0].id_feature.embedding_name",
         "data_type FP16",
     ),
+    (
+        "feature_configs[2].sequence_feature.features[0].id_feature.init_fn='nn.init.zeros_'",
+        "feature_configs[2].sequence_feature.features[0].id_feature.embedding_name",
+        "init_fn 'nn.init.zeros_'",
+    ),
     # ---- groups ----
     (
         f"{GROUP}[1].feature_names[0]=uih_seq__vido_id",
@@ -536,3 +541,15 @@ def test_notes(overrides: str, said: str) -> None:
 
 def test_the_sample_has_nothing_to_note() -> None:
     assert notes(parse_pipeline(DLRM_HSTU)) == []
+
+
+def test_one_of_two_features_may_say_how_their_table_is_sharded() -> None:
+    asked = "embedding_constraints={ sharding_types: 'row_wise' }"
+    other = asked.replace("row", "column")
+    history, candidates = f"{UIH}.features[0].id_feature", "feature_configs[2].sequence_feature"
+    candidates += ".features[0].id_feature"
+    assert validate(edited(DLRM_HSTU, f"{history}.{asked}")) == []
+    assert validate(edited(DLRM_HSTU, f"{history}.{asked}", f"{candidates}.{asked}")) == []
+    (problem,) = validate(edited(DLRM_HSTU, f"{history}.{asked}", f"{candidates}.{other}"))
+    assert problem.path == f"{candidates}.embedding_name"
+    assert "embedding_constraints column_wise" in str(problem)

@@ -33,9 +33,9 @@ def test_parts_manifest_and_reading_back(tmp_path: Path) -> None:
             writer.write(rows(first, 1000))
         assert not path.exists(), "nothing shows before the commit"
         writer.commit({"config_hash": "abc"})
-    assert names(path) == ["manifest.json", "part-0.parquet"]
+    assert names(path) == ["_manifest.json", "part-0.parquet"]
     assert names(tmp_path) == ["out"]
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = json.loads((path / "_manifest.json").read_text())
     data = (path / "part-0.parquet").read_bytes()
     assert manifest == {
         "config_hash": "abc",
@@ -95,19 +95,19 @@ def test_several_ranks(tmp_path: Path, empty_rank: int | None) -> None:
         if rank != empty_rank:
             writer.write(rows(rank * 10, 10 + rank))
         writer.commit()
-        assert (path / "manifest.json").exists(), "a rank returns before the folder is published"
+        assert (path / "_manifest.json").exists(), "a rank returns before the folder is published"
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = json.loads((path / "_manifest.json").read_text())
     want = [rank for rank in range(3) if rank != empty_rank]
     assert [part["file"] for part in manifest["parts"]] == [f"part-{r}.parquet" for r in want]
     assert manifest["rows"] == sum(10 + rank for rank in want)
     assert ParquetDataset(str(path)).num_rows == manifest["rows"]
-    assert names(path) == ["manifest.json", *[f"part-{r}.parquet" for r in want]]
+    assert names(path) == ["_manifest.json", *[f"part-{r}.parquet" for r in want]]
 
 
 def test_existing_output_is_kept_unless_told(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_existing_output_is_kept_unless_told(tmp_path: Path) -> None:
     writer.write(rows(0, 1))
     assert (path / "precious").exists(), "the old output stays until the new one is complete"
     writer.commit()
-    assert names(path) == ["manifest.json", "part-0.parquet"]
+    assert names(path) == ["_manifest.json", "part-0.parquet"]
     assert names(tmp_path) == ["out"]
 
 
@@ -144,7 +144,7 @@ def test_a_dead_attempt_is_cleared(tmp_path: Path) -> None:
         writer.write(rows(0, 5))
         writer.commit()
     assert names(tmp_path) == ["out"]
-    assert names(tmp_path / "out") == ["manifest.json", "part-0.parquet"]
+    assert names(tmp_path / "out") == ["_manifest.json", "part-0.parquet"]
 
 
 def test_object_stores(tmp_path: Path) -> None:
@@ -152,10 +152,10 @@ def test_object_stores(tmp_path: Path) -> None:
     try:
         with open_writer("ParquetWriter", "memory://bucket/out") as writer:
             writer.write(rows(0, 5))
-            assert not memory.exists("/bucket/out/manifest.json")
+            assert not memory.exists("/bucket/out/_manifest.json")
             writer.commit()
         written = sorted(Path(name).name for name in memory.ls("/bucket/out", detail=False))
-        assert written == ["manifest.json", "part-0.parquet"]
+        assert written == ["_manifest.json", "part-0.parquet"]
         assert ParquetDataset("memory://bucket/out").num_rows == 5
         with pytest.raises(UserError, match="already holds something"):
             open_writer("ParquetWriter", "memory://bucket/out")

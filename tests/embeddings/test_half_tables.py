@@ -50,7 +50,7 @@ def test_torchrec_trains_them_as_the_local_engine_trains_fp32(rule: str, lr: flo
     ensure_process_group(CPU)
     spec = OptimizerSpec(rule, lr)
     local = Squares(FEATURES, "local")
-    handle = sparse_optimizer(local, spec)
+    sparse_optimizer(local, spec)
     inner = Squares(tuple(halved(feature) for feature in FEATURES), "torchrec")
     half = shard(inner, device=CPU, optimizer=spec)
     parse = inner.embeddings.attach_kjts(lambda rows, source: rows)
@@ -59,7 +59,6 @@ def test_torchrec_trains_them_as_the_local_engine_trains_fp32(rule: str, lr: flo
         batch = make_batch([3, 0, 5, 2], [1, 2, 3, 4], seed=seed)
         local(batch).backward()
         half(parse(batch, batch.source)).backward()
-    assert handle.state() is not None
     found, expected = gather_tables(half), gather_tables(local)
     assert found.keys() == expected.keys()
     for name, table in found.items():

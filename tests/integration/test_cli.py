@@ -39,8 +39,8 @@ def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Finished
 
 
 def predicted(folder: Path) -> pa.Table:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    table = pq.read_table(sorted(folder.glob("*.parquet")))
+    manifest = json.loads((folder / "_manifest.json").read_text())
+    table = pq.read_table(folder)
     assert manifest["rows"] == table.num_rows
     return table
 

@@ -149,7 +149,7 @@ def _values(ref: FeatureRef) -> Iterator[Problem]:
 
 
 def _shared_tables(refs: Sequence[FeatureRef]) -> Iterator[Problem]:
-    """Features of one embedding_name must mean one table: same width, rows, type."""
+    """Features of one embedding_name must mean one table; one may speak for init_fn, constraints."""
     first: dict[str, tuple[FeatureRef, dict[str, object]]] = {}
     for ref in refs:
         mine: dict[str, object] = {
@@ -157,6 +157,8 @@ def _shared_tables(refs: Sequence[FeatureRef]) -> Iterator[Problem]:
             "rows": _rows(ref),
             "data_type": str(ref.message.data_type),
             "trainable": bool(ref.message.trainable),
+            "init_fn": repr(str(ref.message.init_fn)) if ref.message.init_fn else None,
+            "embedding_constraints": _constraints(ref),
         }
         owner, theirs = first.setdefault(table_name(ref), (ref, mine))
         for what, value in mine.items():
@@ -167,6 +169,13 @@ def _shared_tables(refs: Sequence[FeatureRef]) -> Iterator[Problem]:
                     f"{what} {theirs[what]} as in {owner.name!r} ({owner.path})",
                     "Make them equal, or give one of the two another embedding_name.",
                 )
+
+
+def _constraints(ref: FeatureRef) -> str | None:
+    if not ref.message.HasField("embedding_constraints"):
+        return None
+    asked = ref.message.embedding_constraints
+    return "/".join((*asked.sharding_types, *asked.compute_kernels)) or "none"
 
 
 def _rows(ref: FeatureRef) -> int | None:

@@ -118,6 +118,9 @@ class BatchLoader:
             split=self._split(order),
             read_ahead=self._num_workers > 0,
         )
+        return self._positioned(rows, bounds, epoch)
+
+    def _positioned(self, rows: RankRows, bounds: Int64, epoch: int) -> Iterator[Batch]:
         here = Position(self._seed, epoch, 0, self.fingerprint)
         with closing(self._batches(rows)) as batches:
             for batch, end in zip(batches, bounds[1:].tolist(), strict=True):

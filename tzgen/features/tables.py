@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from google.protobuf.message import Message
 
@@ -86,22 +86,28 @@ def dense_encoder(message: Message) -> DenseEncoder | None:
 
 
 def merge_tables(tables: Iterable[TableSpec]) -> dict[str, TableSpec]:
-    """Tables by name. Features that share a name must agree on everything but pooling; sharding
-    constraints may stand at one of them."""
+    """Tables by name. Features that share a name must agree on everything but pooling; init_fn and
+    sharding constraints may stand at one of them."""
     merged: dict[str, TableSpec] = {}
     problems = []
     for table in tables:
         known = merged.setdefault(table.name, table)
-        if known.constraints is None:
-            known = merged[table.name] = replace(known, constraints=table.constraints)
+        known = merged[table.name] = replace(
+            known,
+            init_fn=known.init_fn or table.init_fn,
+            constraints=known.constraints or table.constraints,
+        )
         own = replace(
-            table, pooling=known.pooling, constraints=table.constraints or known.constraints
+            table,
+            pooling=known.pooling,
+            init_fn=table.init_fn or known.init_fn,
+            constraints=table.constraints or known.constraints,
         )
         if own != known:
             problems.append(
                 Problem(
                     path=f"embedding_name {table.name!r}",
-                    value=f"{known} and {table}",
+                    value=_unequal(known, own),
                     expected="features that share a table to describe the same one",
                     remedy="Make the fields equal, or give one feature another embedding_name.",
                 )
@@ -109,3 +115,15 @@ def merge_tables(tables: Iterable[TableSpec]) -> dict[str, TableSpec]:
     if problems:
         raise ConfigError(problems)
     return merged
+
+
+def _unequal(one: TableSpec, other: TableSpec) -> str:
+    """ "embedding_dim 8 and 16", and so on for each field in which they differ."""
+    pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(TableSpec))
+    return ", ".join(f"{name} {_shown(a)} and {_shown(b)}" for name, a, b in pairs if a != b)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Constraints):
+        return "/".join((*value.sharding_types, *value.compute_kernels)) or "none"
+    return str(value) if value != "" else "unset"

@@ -2,7 +2,7 @@
 """Output folders that are there whole or not at all.
 
 Parts are written to a hidden folder beside the target, fsynced, and renamed with it on commit; then
-comes manifest.json, the mark of a complete folder. Object stores have no rename: there the parts
+comes _manifest.json, the mark of a complete folder. Object stores have no rename: there the parts
 are written in place and the manifest alone is the commit.
 """
 
@@ -25,7 +25,7 @@ from tzgen.data.readers.paths import is_local, open_filesystem
 from tzgen.errors import UserError
 from tzgen.registry import Registry
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"  # readers of Parquet folders skip names that start with _
 SCHEMA_VERSION = 1
 Barrier = Callable[[], None]
 
