@@ -140,7 +140,8 @@ def test_spawned_workers_give_the_same(parquet: Callable[..., str]) -> None:
 
 
 TRAINING = """
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     sys.path[:0] = [{tests!r}, {root!r}]
     from sample_rows import parse
     from tzgen.data.loader import BatchLoader

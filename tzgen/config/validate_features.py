@@ -149,7 +149,7 @@ def _values(ref: FeatureRef) -> Iterator[Problem]:
 
 
 def _shared_tables(refs: Sequence[FeatureRef]) -> Iterator[Problem]:
-    """Features of one embedding_name must mean one table; one may speak for init_fn, constraints."""
+    """Features of one embedding_name must mean one table (constraints, init_fn: where set)."""
     first: dict[str, tuple[FeatureRef, dict[str, object]]] = {}
     for ref in refs:
         mine: dict[str, object] = {
