@@ -39,8 +39,16 @@ def test_a_slow_first_step_is_forgotten() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.5231, "0.523"), (41.27, "41.3"), (999.4, "999"), (1234, "1.23k")]
-    + [(2.5e6, "2.5M"), (3e9, "3G"), (999_900, "1M")],
+    [
+        (0, "0"),
+        (0.5231, "0.523"),
+        (41.27, "41.3"),
+        (999.4, "999"),
+        (1234, "1.23k"),
+        (2.5e6, "2.5M"),
+        (3e9, "3G"),
+        (999_900, "1M"),
+    ],
 )
 def test_three_digits_and_a_unit(value: float, text: str) -> None:
     assert si(value) == text

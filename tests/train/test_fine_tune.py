@@ -59,7 +59,7 @@ def test_a_map_renames(donor: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        ("new c", r"map.txt:1.*'new<tab>old'"),
+        ("new c", r"map.txt:1.*'new name<tab>old name'"),
         ("\nnew\tz", r"map.txt:2: the checkpoint has no 'z'"),
         ("old\tc", r"map.txt:1: this model has no 'old'"),
         ("new\tc\nother\tc", "one stored tensor to two"),

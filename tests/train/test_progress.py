@@ -54,7 +54,7 @@ def test_a_metric_without_its_task_is_the_mean() -> None:
     del metrics["auc"]
     assert watched(metrics, "auc", required=True) == pytest.approx(0.6)
     assert watched(metrics, "recall", required=False) is None
-    with pytest.raises(UserError, match="recall.*auc_a"):
+    with pytest.raises(UserError, match=r"recall.*auc_a"):
         watched(metrics, "recall", required=True)
 
 
@@ -84,7 +84,7 @@ def test_watched_metrics_are_demanded_before_the_start() -> None:
     one.require_metrics(["auc_a"])
     with pytest.raises(UserError, match=r"'auc'.*recall"):
         one.require_metrics(["recall"])
-    with pytest.raises(UserError, match="early_stopping.*eval_input_path"):
+    with pytest.raises(UserError, match=r"early_stopping.*eval_input_path"):
         one.require_metrics([])
     named = progress('export_config { best_exporter_metric: "ndcg" }')
     named.require_metrics([])

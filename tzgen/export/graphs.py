@@ -7,7 +7,6 @@ Tables stay outside: a graph takes what EmbeddingGroup gives. A dense group is o
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -96,6 +95,5 @@ def trace(graph: FullGraph, groups: Groups) -> torch.export.ExportedProgram:
     example = flatten(groups, graph.inputs)
     dynamic = torch.export.Dim.AUTO
     shapes = tuple({0: dynamic} for _ in example)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch about its own pytrees
+    with torch.no_grad():
         return torch.export.export(graph, example, dynamic_shapes={"tensors": shapes}, strict=False)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,11 @@ def _write_graph(
     if chosen == "EAGER":
         return
     (folder / "graphs").mkdir()
-    program = trace(graph, groups)
-    torch._inductor.aoti_compile_and_package(
-        program, package_path=str(folder / "graphs" / "full.pt2")
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch about its own pytrees
+        torch._inductor.aoti_compile_and_package(
+            trace(graph, groups), package_path=str(folder / "graphs" / "full.pt2")
+        )
 
 
 def _max_lens(groups: Mapping[str, Tensor | Ragged], pipeline: Pipeline) -> dict[str, int]:

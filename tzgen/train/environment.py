@@ -6,6 +6,7 @@ torchrun's RANK, WORLD_SIZE and LOCAL_RANK are read here; RANK also by tzgen.log
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Iterator
@@ -105,7 +106,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     Nothing of the generator has to be stored in a checkpoint, and a resumed run draws the same
     dropout masks as the uninterrupted one.
     """
-    torch.manual_seed((seed * 1_000_003 + step * 9_176 + rank * 0x9E3779B97F4A7C15) % 2**63)
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # the CPU looks at 32 bits only
 
 
 def _join(rank: int, world_size: int, device: torch.device) -> None:
