@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -190,3 +191,16 @@ def test_ops_import_without_triton_and_torchrec() -> None:
 def test_light_layers_do_not_load_torch(layer: str) -> None:
     result = run_python(f"import sys, tzgen.{layer}\nassert 'torch' not in sys.modules")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("verb", ["train_eval", "eval", "export", "predict", "check"])
+def test_help_is_quick(verb: str) -> None:
+    """Under half a second of processor time: nothing heavy is imported before flags are read."""
+    before = os.times()
+    command = [sys.executable, "-m", f"tzgen.{verb}", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    after = os.times()
+    assert result.returncode == 0 and "--set" in result.stdout, result.stderr
+    spent = after.children_user + after.children_system
+    spent -= before.children_user + before.children_system
+    assert spent < 0.5, f"python -m tzgen.{verb} --help took {spent:.2f} s"

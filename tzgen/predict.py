@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> None:
 
     with environment() as env:
         if args.export_dir:
-            job = package_job(args, flags.overrides_of(args))
+            job = package_job(args, flags.overrides_of(args), env.device)
         else:
-            job = checkpoint_job(args, config, trained_pipeline)
+            job = checkpoint_job(args, config, trained_pipeline, env.device)
         job.run(env)
 
 

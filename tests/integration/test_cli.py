@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,7 +165,7 @@ def test_the_best_checkpoint_can_be_exported(world: World, tmp_path: Path) -> No
     assert manifest["step"] == min(scores, key=lambda step: scores[step])
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: AOTI needs one")
 def test_a_compiled_package_predicts_the_same(finished: Finished, tmp_path: Path) -> None:
     world, compiled = finished.world, tmp_path / "compiled"
     done = world.run(

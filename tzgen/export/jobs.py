@@ -15,6 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tzgen import config as configs
 from tzgen.build import Pipeline, open_loader
 from tzgen.data.readers import open_reader
@@ -63,17 +65,19 @@ class Job:
         LOGGER.info("%d rows predicted by this process, in %s", rows, folder)
 
 
-def package_job(args: argparse.Namespace, overrides: Sequence[str]) -> Job:
+def package_job(args: argparse.Namespace, overrides: Sequence[str], device: torch.device) -> Job:
     """Predict from the package of --export_dir; `overrides` are applied to its own config."""
     path = required(args.predict_input_path, "--predict_input_path")
     package = Path(args.export_dir)
     config = configs.load_pipeline(package / "pipeline.config") if package.is_dir() else None
     reserved = reserved_columns(args.reserved_columns, config, path) if config else ()
-    loaded = load_package(package, reserved_columns=reserved, overrides=overrides)
+    loaded = load_package(package, reserved_columns=reserved, overrides=overrides, device=device)
     return Job(args, loaded, loaded.pipeline)
 
 
-def checkpoint_job(args: argparse.Namespace, config: Any, trained: Trained) -> Job:
+def checkpoint_job(
+    args: argparse.Namespace, config: Any, trained: Trained, device: torch.device
+) -> Job:
     """Predict from a checkpoint of --pipeline_config."""
     if config is None:
         raise UserError(
@@ -82,6 +86,7 @@ def checkpoint_job(args: argparse.Namespace, config: Any, trained: Trained) -> J
     path = required(args.predict_input_path, "--predict_input_path")
     reserved = reserved_columns(args.reserved_columns, config, path)
     pipeline, _ = trained(config, args.checkpoint_path, labels=False, reserved_columns=reserved)
+    pipeline.module.to(device)
     return Job(args, pipeline, pipeline)
 
 
@@ -98,6 +103,7 @@ def export_job(args: argparse.Namespace, config: Any, trained: Trained) -> Path:
     pipeline, provenance = trained(
         config, args.checkpoint_path, labels=False, best=best, averaged=averaged
     )
+    pipeline.module.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     path = config.eval_input_path or config.train_input_path
     loader = open_loader(pipeline, path, mode="predict", num_workers=0)
     batch = next(islice(loader.epoch(None, 0), 1), None)

@@ -48,26 +48,38 @@ class LoadedPackage:
 
 
 def load_package(
-    path: Path, *, reserved_columns: Sequence[str] = (), overrides: Sequence[str] = ()
+    path: Path,
+    *,
+    reserved_columns: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    device: torch.device | None = None,
 ) -> LoadedPackage:
-    """Open a package for prediction on this machine; `overrides` are `--set` texts for its config.
+    """Open a package for prediction on `device` (None: the CPU); `overrides` are `--set` texts for
+    its config.
 
     Raises UserError when it was compiled for another device type or its runtime is not installed.
     """
-    package = open_package(path)
+    package, device = open_package(path), device or torch.device("cpu")
     config = configs.load_pipeline(package.config_path, overrides)
     pipeline = build_pipeline(
-        config, engine="local", labels=False, reserved_columns=reserved_columns, source=str(path)
+        config,
+        device=device,
+        engine="local",
+        labels=False,
+        reserved_columns=reserved_columns,
+        source=str(path),
     )
     tables = pipeline.module.embeddings.tables
     assert isinstance(tables, LocalTables), "the pipeline was built with the local engine"
     tables.load_tables(load_file(path / "tables.safetensors"))
     pipeline.module.eval()
     inputs = tuple(GraphInput(**entry) for entry in package.manifest["inputs"])
-    return LoadedPackage(package, pipeline, inputs, _graph(package, pipeline, inputs))
+    return LoadedPackage(package, pipeline, inputs, _graph(package, pipeline, inputs, device))
 
 
-def _graph(package: Package, pipeline: Pipeline, inputs: tuple[GraphInput, ...]) -> Graph:
+def _graph(
+    package: Package, pipeline: Pipeline, inputs: tuple[GraphInput, ...], device: torch.device
+) -> Graph:
     if package.format == "EAGER":
         missing, unexpected = pipeline.module.head.load_state_dict(
             load_file(package.path / "dense.safetensors"), strict=False
@@ -78,11 +90,11 @@ def _graph(package: Package, pipeline: Pipeline, inputs: tuple[GraphInput, ...])
                 f"unexpected {unexpected[:3]}: export again with this version"
             )
         return FullGraph(pipeline, inputs).eval()
-    made_for, here = package.manifest["device"], "cuda" if torch.cuda.is_available() else "cpu"
-    if made_for != here:
+    made_for = package.manifest["device"]
+    if made_for != device.type:
         raise UserError(
-            f"{package.path} was compiled for {made_for}, this machine has {here}: export it here, "
-            "or with --set export_config.format=EAGER"
+            f"{package.path} was compiled for {made_for}, this process computes on {device.type}: "
+            "export it here, or with --set export_config.format=EAGER"
         )
     compiled: Any = torch._inductor.aoti_load_package(str(package.graph("full")))
     return compiled

@@ -34,14 +34,14 @@ def export_package(
 ) -> Path:
     """Write a package of `pipeline` (local engine, trained weights) to `export_dir`.
 
-    `batch` is a real batch: it drives the tracer and is replayed, with rows cut to 0- and 1-step
-    histories, through the package and through eager. Raises UserError when they differ by more than
-    export_config.parity_tolerance; nothing is published then.
+    `batch` is a real batch on the CPU: it drives the tracer and is replayed, with rows cut to 0-
+    and 1-step histories, through the package and through eager. Raises UserError when they differ
+    by more than export_config.parity_tolerance; nothing is published then.
     """
     pipeline.module.eval()
-    chosen = _format(pipeline.config.export_config)
+    chosen, device = _format(pipeline.config.export_config), device_of(pipeline)
     with torch.no_grad():
-        groups = pipeline.module.embeddings(batch)
+        groups = pipeline.module.embeddings(batch.to(device))
     graph = FullGraph(pipeline, inputs_of(groups, _max_lens(groups, pipeline))).eval()
     with torch.no_grad():
         expected = graph(*flatten(groups, graph.inputs))
@@ -59,7 +59,7 @@ def export_package(
         )
         body = {
             "format": chosen,
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "device": device.type,
             "inputs": [entry.as_json() for entry in graph.inputs],
             "outputs": list(graph.output_names),
             "torch": torch.__version__,
@@ -74,10 +74,12 @@ def export_package(
 
 def _prove(pipeline: Pipeline, batch: Batch, folder: Path) -> dict[str, float]:
     """Largest absolute difference between package and eager for each case; refuses drift."""
-    loaded = load_package(folder)
+    device = device_of(pipeline)
+    loaded = load_package(folder, device=device)
     tolerance = pipeline.config.export_config.parity_tolerance
     found: dict[str, float] = {}
-    for case, rows in edge_cases(batch, _candidates(pipeline)).items():
+    for case, cut in edge_cases(batch, _candidates(pipeline)).items():
+        rows = cut.to(device)
         name, difference = largest_difference(pipeline.predict(rows)[0], loaded.predict(rows)[0])
         found[case] = difference
         if not difference <= tolerance:
@@ -87,6 +89,11 @@ def _prove(pipeline: Pipeline, batch: Batch, folder: Path) -> dict[str, float]:
                 "Relax the tolerance for reduced precision, or export with format EAGER."
             )
     return found
+
+
+def device_of(pipeline: Pipeline) -> torch.device:
+    """Where the weights are, and so what a compiled graph is compiled for."""
+    return next(pipeline.module.parameters()).device
 
 
 def _candidates(pipeline: Pipeline) -> set[str]:

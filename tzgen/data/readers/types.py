@@ -107,13 +107,5 @@ def conform(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The same rows with exactly the types of `schema` (which common_type has found to fit)."""
     columns = []
     for column, field in zip(rows.columns, schema, strict=True):
-        columns.append(column if column.type == field.type else _cast(column, field.type))
+        columns.append(column if column.type == field.type else pc.cast(column, field.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_null(column.type):
-        return pa.nulls(len(column), kind)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return pc.cast(column, kind)

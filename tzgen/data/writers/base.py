@@ -80,13 +80,12 @@ class Writer(ABC):
         self._local = is_local(self._filesystem)
         self._rank, self._world_size, self._barrier = rank, world_size, barrier
         self._check_target(path, overwrite)
-        barrier()  # nobody writes before everybody has looked
         head, tail = posixpath.split(self._target)
         self._folder = posixpath.join(head, f".{tail}.writing") if self._local else self._target
         if rank == 0:
             self._clear(self._folder)
             self._filesystem.makedirs(self._folder, exist_ok=True)
-        barrier()
+        barrier()  # nobody writes before everybody has looked, and the folder is there
         self._part = posixpath.join(self._folder, f"part-{rank}{self.suffix}")
         self._sink: BinaryIO = self._filesystem.open(self._part, "wb")
         self._file = HashingFile(self._sink)
