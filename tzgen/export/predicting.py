@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -17,6 +18,9 @@ from tzgen.data.batch import Batch
 from tzgen.data.loader import BatchLoader
 from tzgen.data.writers import Writer
 from tzgen.errors import UserError
+from tzgen.log import LOGGER
+
+LINE_SECONDS = 30.0
 
 
 class Predictor(Protocol):
@@ -48,24 +52,32 @@ def predict_all(
         total = max_batches if total is None else min(total, max_batches)
     rows = 0
     published = False
-    interval = 0.5 if sys.stderr.isatty() else 30.0
     try:
-        with tqdm(
-            total=total, desc="predict", unit="batch", disable=not show, mininterval=interval
-        ) as bar:
-            for batch in islice(loader.epoch(None, 0), max_batches):
-                if batch.num_rows:
-                    outputs, repeat = predictor.predict(batch.to(device))
-                    writer.write(to_rows(batch, _chosen(outputs, output_columns), repeat))
-                    rows += batch.num_rows
-                bar.set_postfix(rows=rows, refresh=False)
-                bar.update(1)
+        batches = islice(loader.epoch(None, 0), max_batches)
+        for batch in _shown(batches, total) if show else batches:
+            if batch.num_rows:
+                outputs, repeat = predictor.predict(batch.to(device))
+                writer.write(to_rows(batch, _chosen(outputs, output_columns), repeat))
+                rows += batch.num_rows
         writer.commit()
         published = True
     finally:
         if not published:  # whatever ended the job
             writer.abort()
     return rows
+
+
+def _shown(batches: Iterator[Batch], total: int) -> Iterator[Batch]:
+    """The same batches behind a bar on a terminal, elsewhere with a line every half minute."""
+    if sys.stderr.isatty():
+        yield from tqdm(batches, total=total, desc="predict", unit="batch")
+        return
+    said = time.monotonic()
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        if time.monotonic() - said >= LINE_SECONDS:
+            said = time.monotonic()
+            LOGGER.info("batch %d of %d predicted", number, total)
 
 
 def to_rows(batch: Batch, outputs: dict[str, Tensor], repeat: Tensor | None) -> pa.RecordBatch:

@@ -45,7 +45,7 @@ def _draw(panels: list[tuple[str, dict[str, list[tuple[int, float]]]]], path: Pa
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    figure.tight_layout()
+    figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=0.99, bottom=0.15, top=0.9)
     figure.savefig(path, dpi=110)
     return path
 
