@@ -2,8 +2,8 @@
 """MovieLens files of four layouts as three tables; and where 100K comes from.
 
 ratings: user_id, movie_id (int64), rating (float32), timestamp (int64, s), order (int64: what
-"before" is decided on). movies: movie_id, year (int64, 0 unknown), genres (list of text). users:
-user_id, gender, age (int64), occupation, zip_code (text).
+"before" is decided on). movies: movie_id, title, year (int64, 0 unknown), genres (list of text).
+users: user_id, gender, age (int64), occupation, zip_code (text).
 """
 
 from __future__ import annotations
@@ -177,8 +177,11 @@ def _read_grouplens_100k(folder: Path) -> Tables:
     year = pl.when(_year("title") > 0).then(_year("title")).otherwise(released)
     flags = [pl.when(pl.col(g) == "1").then(pl.lit(g)) for g in GENRES]
     movies = movies.select(
-        pl.col("movie_id").cast(pl.Int64), year=year, genres=pl.concat_list(flags).list.drop_nulls()
-    )  # fmt: skip
+        pl.col("movie_id").cast(pl.Int64),
+        "title",
+        year=year,
+        genres=pl.concat_list(flags).list.drop_nulls(),
+    )
     return Tables(
         _ratings(ratings, files[0]), movies, _users(users, files[2]), tuple(files), "MovieLens-100K"
     )
@@ -188,10 +191,13 @@ def _read_recbole(folder: Path) -> Tables:
     names = [f"ml-100k.{kind}" for kind in ("inter", "item", "user")]
     files = [find_input(folder, [name], "MovieLens-100K of RecBole") for name in names]
     ratings, movies, users = (_table(path, "\t", None) for path in files)
-    need_columns(movies, ("item_id", "release_year", "class"), files[1])
+    need_columns(movies, ("item_id", "movie_title", "release_year", "class"), files[1])
     year = pl.col("release_year").cast(pl.Int64, strict=False).fill_null(0)
     movies = movies.select(
-        movie_id=pl.col("item_id").cast(pl.Int64), year=year, genres=pl.col("class").str.split(" ")
+        movie_id=pl.col("item_id").cast(pl.Int64),
+        title="movie_title",
+        year=year,
+        genres=pl.col("class").str.split(" "),
     )
     ratings = _ratings(ratings.rename({"item_id": "movie_id"}, strict=False), files[0])
     return Tables(ratings, movies, _users(users, files[2]), tuple(files), "MovieLens-100K")
@@ -201,7 +207,9 @@ def _movies_and_users_1m(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame, list
     files = [find_input(folder, [n], "MovieLens-1M") for n in ("movies.dat", "users.dat")]
     movies = _table(files[0], "::", ("movie_id", "title", "genres"))
     genres = pl.col("genres").str.split("|")
-    movies = movies.select(pl.col("movie_id").cast(pl.Int64), year=_year("title"), genres=genres)
+    movies = movies.select(
+        pl.col("movie_id").cast(pl.Int64), "title", year=_year("title"), genres=genres
+    )
     users = _table(files[1], "::", ("user_id", "gender", "age", "occupation", "zip_code"))
     return movies, _users(users, files[1]), files
 
