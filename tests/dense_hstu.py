@@ -32,13 +32,19 @@ def pair_visible(
     stable: bool = False,
     times: list[int] | None = None,
     realtime: int = 0,
+    sla: tuple[int, int] = (0, 0),
+    tail: int = 0,
 ) -> bool:
-    """Whether token i sees token j; `times` turns MTGR's mask on."""
+    """Whether token i sees token j; `times` turns MTGR's mask on, `sla` semi-local attention."""
     history_end = length - targets
     if i == j:
         return True
     if j >= history_end:
         return False  # a candidate is seen by itself only
+    if sla != (0, 0):
+        if i >= history_end:
+            return True
+        return j < i and (j < max(sla[1], contextual) or j >= i - sla[0] + 1)
     static_end = max(history_end - realtime, contextual) if realtime else contextual
     if times is not None:
         seen = j < static_end or (i >= static_end and times[j] < times[i])
@@ -46,7 +52,7 @@ def pair_visible(
         return j < contextual or not stable
     else:
         seen = min(i, history_end) > j
-    if window and seen:
+    if window and seen and not (tail and i >= history_end - tail):
         shift = max(contextual - 1, 0)
         distance = max(min(i, history_end) - shift, 0) - max(j - shift, 0)
         seen = distance <= window or (keeps_contextual and j < contextual)

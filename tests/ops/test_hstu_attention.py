@@ -10,96 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_cases import BLOCK, NAMES, SPECS, Case, compare, op
 from dense_hstu import pair_mask
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tzgen.ops.hstu_attention import MaskSpec, cpu, hstu_attention, hstu_attention_reference
+from tzgen.ops.hstu_attention import MaskSpec, cpu, hstu_attention_reference
+from tzgen.ops.hstu_attention.call import Call
 
-NAMES = ("out", "grad_q", "grad_k", "grad_v", "grad_position", "grad_time")
-SPECS = [
-    pytest.param(MaskSpec(), id="causal"),
-    pytest.param(MaskSpec(contextual_len=3), id="contextual"),
-    pytest.param(MaskSpec(contextual_len=3, append_stable=True), id="stable"),
-    pytest.param(MaskSpec(max_attn_len=5), id="window"),
-    pytest.param(MaskSpec(contextual_len=3, max_attn_len=5), id="window+contextual"),
-    pytest.param(MaskSpec(3, 5, window_keeps_contextual=False), id="window-contextual"),
-    pytest.param(MaskSpec(contextual_len=2, timestamp_mask=True), id="mtgr"),
-    pytest.param(MaskSpec(2, timestamp_mask=True, realtime_len=4), id="mtgr-static"),
-]
-BLOCK = 8  # of the shrunken tiling
-LENGTHS = [5, 3, BLOCK - 1, BLOCK, BLOCK + 1, 20, 33, 6]
-TARGETS = [0, 0, 2, 5, 1, 17, 30, 3]
-
-
-class Case:
-    """Inputs whose scores span about +- 8, and the call on them."""
-
-    def __init__(
-        self,
-        spec: MaskSpec,
-        *,
-        lengths: list[int] = LENGTHS,
-        targets: list[int] = TARGETS,
-        biased: bool = False,
-        dtype: torch.dtype = torch.float32,
-        heads: int = 2,
-        widths: tuple[int, int] = (6, 10),
-        seed: int = 0,
-    ) -> None:
-        make = torch.Generator().manual_seed(seed)
-        total = sum(lengths)
-
-        def normal(*shape: int, scale: float = 1.0) -> Tensor:
-            value = torch.randn(shape, generator=make, dtype=torch.float64) * scale
-            return value.to(dtype).requires_grad_()
-
-        self.spec, self.dtype = spec, dtype
-        self.offsets = torch.tensor([0, *lengths]).cumsum(0)
-        self.targets = torch.tensor(targets)
-        self.q, self.k = normal(total, heads, widths[0]), normal(total, heads, widths[0])
-        self.v = normal(total, heads, widths[1])
-        self.times = torch.randint(0, 100_000, (total,), generator=make)
-        self.alpha, self.divisor = 1.6 / widths[0] ** 0.5, 12.0
-        self.tables: dict[str, Tensor] = {}
-        if biased:
-            self.tables = {"position_bias": normal(heads, 11), "time_bias": normal(1, 20)}
-        self.weights = torch.randn(total, heads, widths[1], generator=make, dtype=torch.float64).to(
-            dtype
-        )
-
-    def run(self, call: Callable[..., Tensor], **changes: Any) -> dict[str, Tensor]:
-        arguments = {
-            "alpha": self.alpha,
-            "divisor": self.divisor,
-            "mask": self.spec,
-            "num_targets": self.targets,
-            "timestamps": self.times,
-            **self.tables,
-            **changes,
-        }
-        out = call(self.q, self.k, self.v, self.offsets, **arguments)
-        leaves = [self.q, self.k, self.v, *self.tables.values()]
-        grads = torch.autograd.grad(out, leaves, self.weights)
-        return dict(zip(NAMES, (out.detach(), *grads), strict=False))
-
-
-def fast(*args: Tensor, **options: Any) -> Tensor:
-    return hstu_attention(*args, max_len=1 << 20, **options)
-
-
-def compare(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
-    """By name: relative L2 and largest error, relative to the largest value."""
-    assert got.keys() == want.keys()
-    for name, reference in want.items():
-        reference = reference.double()
-        error = got[name].double() - reference
-        assert torch.isfinite(error).all(), f"{name} is not finite"
-        scale = reference.norm().clamp(min=1e-12)
-        assert error.norm() <= tolerance * scale, f"{name}: relative L2 {error.norm() / scale:.1e}"
-        largest = reference.abs().amax().clamp(min=1e-12) if reference.numel() else 1.0
-        worst = error.abs().amax() / largest if error.numel() else 0.0
-        assert worst <= 10 * tolerance, f"{name}: largest error {worst:.1e}"
+fast = op("CPU_TORCH")
 
 
 @pytest.fixture(params=["grouped", "blocked"])
@@ -289,7 +208,7 @@ class Largest(TorchDispatchMode):
 def test_memory_is_linear_in_tokens() -> None:
     heads, length = 2, 3000
     case = Case(MaskSpec(), lengths=[length], targets=[5], widths=(4, 4), heads=heads)
-    call = cpu.Call(case.spec, 0.5, 9.0, 0.301, case.targets, None, None, None)
+    call = Call(case.spec, length, 0.5, 9.0, 0.301, case.targets, None, None, None)
     q, k, v = (x.detach() for x in (case.q, case.k, case.v))
     with Largest() as seen:
         out = cpu.forward(q, k, v, case.offsets, call)
@@ -335,7 +254,9 @@ def test_the_comparison_catches_each_gradient() -> None:
 
 class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, n: Tensor) -> Tensor:
-        return fast(q, k, v, offsets, alpha=0.5, divisor=7.0, mask=MaskSpec(), num_targets=n)
+        return fast(
+            q, k, v, offsets, max_len=99, alpha=0.5, divisor=7.0, mask=MaskSpec(), num_targets=n
+        )
 
 
 def test_exports_as_one_node_with_dynamic_rows_and_tokens() -> None:
@@ -377,6 +298,10 @@ def test_is_a_well_formed_library_op() -> None:
             False,
             False,
             0,
+            0,
+            0,
+            0,
+            "CPU_TORCH",
         ),
     )
 
@@ -384,7 +309,7 @@ def test_is_a_well_formed_library_op() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kernel": "CUTLASS"}, "no kernel 'CUTLASS'; it has PYTORCH"),
+        ({"kernel": "CUTLASS"}, "no kernel 'CUTLASS'; it has AUTO, PYTORCH"),
         ({"divisor": 0.0}, "must be positive"),
         ({"mask": MaskSpec(timestamp_mask=True), "timestamps": None}, "need timestamps"),
         ({"timestamps": torch.zeros(8)}, "must be int64"),

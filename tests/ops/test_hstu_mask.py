@@ -25,6 +25,16 @@ SPECS = [
     MaskSpec(contextual_len=2, timestamp_mask=True),
     MaskSpec(contextual_len=2, timestamp_mask=True, realtime_len=3),
     MaskSpec(contextual_len=2, timestamp_mask=True, max_attn_len=4),
+    MaskSpec(sla_k1=1),
+    MaskSpec(sla_k1=4),
+    MaskSpec(sla_k2=3),
+    MaskSpec(sla_k1=3, sla_k2=2),
+    MaskSpec(contextual_len=3, sla_k1=2, sla_k2=1),
+    MaskSpec(contextual_len=2, sla_k1=3, sla_k2=5),
+    MaskSpec(max_attn_len=2, full_attn_tail=3),
+    MaskSpec(contextual_len=2, max_attn_len=3, full_attn_tail=4),
+    MaskSpec(2, 2, window_keeps_contextual=False, full_attn_tail=1),
+    MaskSpec(contextual_len=2, timestamp_mask=True, max_attn_len=3, full_attn_tail=2),
 ]
 
 
@@ -55,6 +65,8 @@ def test_mask_is_the_specification(spec: MaskSpec) -> None:
             stable=spec.append_stable,
             times=times,
             realtime=spec.realtime_len,
+            sla=(spec.sla_k1, spec.sla_k2),
+            tail=spec.full_attn_tail,
         )
         given = None if times is None else torch.tensor(times, dtype=torch.int64)
         got = dense_mask(length, targets, spec, given)
@@ -98,6 +110,49 @@ def test_contextual_prefix_survives_the_window_unless_told_otherwise() -> None:
     loses = dense_mask(9, 0, MaskSpec(2, 2, window_keeps_contextual=False))
     assert keeps[8].nonzero().flatten().tolist() == [0, 1, 6, 7, 8]
     assert loses[8].nonzero().flatten().tolist() == [6, 7, 8]
+
+
+def seen_by(mask: torch.Tensor, row: int) -> list[int]:
+    return mask[row].nonzero().flatten().tolist()
+
+
+def test_semi_local_attention_sees_the_first_and_the_last_tokens() -> None:
+    mask = dense_mask(10, 2, MaskSpec(contextual_len=1, sla_k1=3, sla_k2=2))
+    assert seen_by(mask, 0) == [0]
+    assert seen_by(mask, 7) == [0, 1, 5, 6, 7]
+    assert seen_by(mask, 9) == [*range(8), 9]  # targets: the whole history
+
+
+def test_the_tail_and_targets_ignore_the_window() -> None:
+    mask = dense_mask(9, 1, MaskSpec(max_attn_len=1, full_attn_tail=2))
+    assert seen_by(mask, 5) == [4, 5]
+    assert seen_by(mask, 6) == list(range(7))
+    assert seen_by(mask, 8) == [*range(8), 8]
+    window_only = dense_mask(9, 1, MaskSpec(max_attn_len=1))
+    assert seen_by(window_only, 8) == [7, 8]
+
+
+def test_semi_local_attention_skips_what_nobody_sees() -> None:
+    cut = blocks(1000, 0, MaskSpec(sla_k1=100, sla_k2=10), rows=256, keys=1024)
+    assert [(s.start, s.stop, s.full) for s in cut[2].spans] == [
+        (0, 10, True),
+        (512 - 99, 512, False),
+        (512, 768, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sla_k1": 4, "max_attn_len": 3}, "does not combine"),
+        ({"sla_k2": 4, "timestamp_mask": True}, "does not combine"),
+        ({"full_attn_tail": 4}, "set max_attn_len too"),
+    ],
+    ids=["window", "time", "tail alone"],
+)
+def test_refuses_masks_that_contradict(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskSpec(**fields)  # type: ignore[arg-type]
 
 
 def test_timestamp_mask_without_times_is_refused() -> None:

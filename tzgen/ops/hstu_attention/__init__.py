@@ -15,13 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tzgen.ops.hstu_attention import cpu
+from tzgen.ops.hstu_attention.call import Call
+from tzgen.ops.hstu_attention.dispatch import KERNELS, backward_of, chosen_kernel, forward_of
 from tzgen.ops.hstu_attention.mask import MaskSpec, dense_mask, visible
 from tzgen.ops.hstu_attention.reference import hstu_attention_reference
 
-__all__ = ["MaskSpec", "dense_mask", "hstu_attention", "hstu_attention_reference", "visible"]
-
-KERNELS = ("PYTORCH",)
+__all__ = [
+    "MaskSpec",
+    "chosen_kernel",
+    "dense_mask",
+    "hstu_attention",
+    "hstu_attention_reference",
+    "visible",
+]
 
 
 def hstu_attention(
@@ -39,7 +45,7 @@ def hstu_attention(
     position_bias: Tensor | None = None,
     time_bias: Tensor | None = None,
     time_bias_divisor: float = 0.301,
-    kernel: str = "PYTORCH",
+    kernel: str = "AUTO",
 ) -> Tensor:
     """STU attention, [L, H, hidden_dim] in the dtype of q; math in float32 (float64 for float64).
 
@@ -49,6 +55,7 @@ def hstu_attention(
     divisor: N. num_targets int64 [B]: how many tokens at the end of each row are candidates.
     timestamps int64 [L]: with `mask.timestamp_mask` or `time_bias`.
     position_bias [1 or H, odd], time_bias [1 or H, K + 1]: tables of `bias.py`, differentiable.
+    kernel: AUTO, PYTORCH or TRITON (`dispatch.py`); what a device cannot run is refused.
     """
     _check(q, k, v, offsets, divisor, mask, timestamps, position_bias, time_bias, kernel)
     return _hstu_attention(
@@ -70,6 +77,10 @@ def hstu_attention(
         mask.append_stable,
         mask.timestamp_mask,
         mask.realtime_len,
+        mask.sla_k1,
+        mask.sla_k2,
+        mask.full_attn_tail,
+        kernel,
     )
 
 
@@ -127,6 +138,10 @@ def _hstu_attention(
     append_stable: bool,
     timestamp_mask: bool,
     realtime_len: int,
+    sla_k1: int,
+    sla_k2: int,
+    full_attn_tail: int,
+    kernel: str,
 ) -> Tensor:
     mask = MaskSpec(
         contextual_len,
@@ -135,11 +150,22 @@ def _hstu_attention(
         append_stable,
         timestamp_mask,
         realtime_len,
+        sla_k1,
+        sla_k2,
+        full_attn_tail,
     )
-    call = cpu.Call(
-        mask, alpha, divisor, time_bias_divisor, num_targets, timestamps, position_bias, time_bias
+    call = Call(
+        mask,
+        max_len,
+        alpha,
+        divisor,
+        time_bias_divisor,
+        num_targets,
+        timestamps,
+        position_bias,
+        time_bias,
     )
-    return cpu.forward(q, k, v, offsets, call)
+    return forward_of(kernel, q).forward(q, k, v, offsets, call)
 
 
 @_hstu_attention.register_fake
@@ -168,6 +194,10 @@ def _hstu_attention_backward(
     append_stable: bool,
     timestamp_mask: bool,
     realtime_len: int,
+    sla_k1: int,
+    sla_k2: int,
+    full_attn_tail: int,
+    kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     mask = MaskSpec(
         contextual_len,
@@ -176,11 +206,22 @@ def _hstu_attention_backward(
         append_stable,
         timestamp_mask,
         realtime_len,
+        sla_k1,
+        sla_k2,
+        full_attn_tail,
     )
-    call = cpu.Call(
-        mask, alpha, divisor, time_bias_divisor, num_targets, timestamps, position_bias, time_bias
+    call = Call(
+        mask,
+        max_len,
+        alpha,
+        divisor,
+        time_bias_divisor,
+        num_targets,
+        timestamps,
+        position_bias,
+        time_bias,
     )
-    return cpu.backward(grad, q, k, v, offsets, call)
+    return backward_of(kernel, q).backward(grad, q, k, v, offsets, call)
 
 
 @_hstu_attention_backward.register_fake

@@ -21,26 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tzgen.ops.hstu_attention import bias as rab
-from tzgen.ops.hstu_attention.mask import Block, MaskSpec, Span, blocks, visible
+from tzgen.ops.hstu_attention.call import Call
+from tzgen.ops.hstu_attention.mask import Block, Span, blocks, visible
 
 SHORT = 256  # longest row that is computed together with others
 BLOCK = 256  # queries of a block of a long row
 KEYS = 1024  # keys of a span: bounds the tile to H * BLOCK * KEYS numbers
 GROUP_BYTES = 1 << 20  # score bytes of one group of short rows: about an L2 cache
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments of one attention that forward and backward share."""
-
-    mask: MaskSpec
-    alpha: float
-    divisor: float
-    time_bias_divisor: float
-    num_targets: Tensor | None
-    timestamps: Tensor | None
-    position_bias: Tensor | None
-    time_bias: Tensor | None
 
 
 @dataclass(frozen=True)

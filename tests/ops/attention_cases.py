@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every implementation of STU attention is tested with: cases, a run of a case, a comparison.
+
+Scores span about +- 8, so that SiLU is exercised beyond its linear part.
+Cases may lie on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tzgen.ops.hstu_attention import MaskSpec, hstu_attention
+
+NAMES = ("out", "grad_q", "grad_k", "grad_v", "grad_position", "grad_time")
+SPECS = [
+    pytest.param(MaskSpec(), id="causal"),
+    pytest.param(MaskSpec(contextual_len=3), id="contextual"),
+    pytest.param(MaskSpec(contextual_len=3, append_stable=True), id="stable"),
+    pytest.param(MaskSpec(max_attn_len=5), id="window"),
+    pytest.param(MaskSpec(contextual_len=3, max_attn_len=5), id="window+contextual"),
+    pytest.param(MaskSpec(3, 5, window_keeps_contextual=False), id="window-contextual"),
+    pytest.param(MaskSpec(contextual_len=2, timestamp_mask=True), id="mtgr"),
+    pytest.param(MaskSpec(2, timestamp_mask=True, realtime_len=4), id="mtgr-static"),
+    pytest.param(MaskSpec(sla_k1=4, sla_k2=3), id="semi-local"),
+    pytest.param(MaskSpec(contextual_len=3, sla_k1=5, sla_k2=1), id="semi-local+contextual"),
+    pytest.param(MaskSpec(max_attn_len=4, full_attn_tail=3), id="window+tail"),
+    pytest.param(MaskSpec(3, 5, full_attn_tail=4), id="window+contextual+tail"),
+]
+BLOCK = 8  # of the shrunken tiling
+LENGTHS = [5, 3, BLOCK - 1, BLOCK, BLOCK + 1, 20, 33, 6]
+TARGETS = [0, 0, 2, 5, 1, 17, 30, 3]
+
+
+class Case:
+    """Inputs whose scores span about +- 8, and the call on them."""
+
+    def __init__(
+        self,
+        spec: MaskSpec,
+        *,
+        lengths: list[int] = LENGTHS,
+        targets: list[int] = TARGETS,
+        biased: bool = False,
+        dtype: torch.dtype = torch.float32,
+        heads: int = 2,
+        widths: tuple[int, int] = (6, 10),
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        make = torch.Generator().manual_seed(seed)
+        total = sum(lengths)
+
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            value = torch.randn(shape, generator=make, dtype=torch.float64) * scale
+            return value.to(device, dtype).requires_grad_()
+
+        self.spec, self.dtype = spec, dtype
+        self.offsets = torch.tensor([0, *lengths], device=device).cumsum(0)
+        self.targets = torch.tensor(targets, device=device)
+        self.q, self.k = normal(total, heads, widths[0]), normal(total, heads, widths[0])
+        self.v = normal(total, heads, widths[1])
+        self.times = torch.randint(0, 100_000, (total,), generator=make).to(device)
+        self.alpha, self.divisor = 2.0 / widths[0] ** 0.5, 12.0
+        self.tables: dict[str, Tensor] = {}
+        if biased:
+            self.tables = {"position_bias": normal(heads, 11), "time_bias": normal(1, 20)}
+        self.weights = normal(total, heads, widths[1]).detach()
+
+    def run(self, call: Callable[..., Tensor], **changes: Any) -> dict[str, Tensor]:
+        arguments = {
+            "alpha": self.alpha,
+            "divisor": self.divisor,
+            "mask": self.spec,
+            "num_targets": self.targets,
+            "timestamps": self.times,
+            **self.tables,
+            **changes,
+        }
+        out = call(self.q, self.k, self.v, self.offsets, **arguments)
+        leaves = [self.q, self.k, self.v, *self.tables.values()]
+        grads = torch.autograd.grad(out, leaves, self.weights)
+        return dict(zip(NAMES, (out.detach(), *grads), strict=False))
+
+
+def op(kernel: str) -> Callable[..., Tensor]:
+    """`hstu_attention` with that kernel, called as the reference is."""
+
+    def call(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        offsets: Tensor,
+        *,
+        max_len: int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        if max_len is None:
+            max_len = int(offsets.diff().max()) if offsets.numel() > 1 else 0
+        return hstu_attention(q, k, v, offsets, max_len=max_len, **{"kernel": kernel, **options})
+
+    return call
+
+
+def compare(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
+    """By name: relative L2 and largest error, relative to the largest value."""
+    assert got.keys() == want.keys()
+    for name, reference in want.items():
+        reference = reference.double()
+        error = got[name].double() - reference
+        assert torch.isfinite(error).all(), f"{name} is not finite"
+        scale = reference.norm().clamp(min=1e-12)
+        assert error.norm() <= tolerance * scale, f"{name}: relative L2 {error.norm() / scale:.1e}"
+        largest = reference.abs().amax().clamp(min=1e-12) if reference.numel() else 1.0
+        worst = error.abs().amax() / largest if error.numel() else 0.0
+        assert worst <= 10 * tolerance, f"{name}: largest error {worst:.1e}"
