@@ -16,8 +16,6 @@ from tzgen.ops.hstu_attention import MaskSpec
 from tzgen.protos import module_pb2
 
 NOT_USED = (
-    "sla_k1",
-    "sla_k2",
     "recompute_normed_x",
     "recompute_uvqk",
     "recompute_y",
@@ -69,6 +67,8 @@ def test_divisor_is_a_constant_of_the_config() -> None:
 def test_mask_comes_from_the_config() -> None:
     assert layer("max_attn_len: 4").mask == MaskSpec(2, 4)
     assert layer("contextual_seq_len: 0").mask == MaskSpec(0)
+    assert layer("sla_k1: 3 sla_k2: 5").mask == MaskSpec(2, sla_k1=3, sla_k2=5)
+    assert layer("max_attn_len: 4 full_attn_tail: 2").mask == MaskSpec(2, 4, full_attn_tail=2)
     assert layer("window_keeps_contextual: false append_stable: true").mask == MaskSpec(
         2, window_keeps_contextual=False, append_stable=True
     )

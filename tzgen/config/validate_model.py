@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from tzgen.config.allowlists import choices_for, parse_activation
 from tzgen.config.schema import join, suggestion, walk
+from tzgen.config.stability import stability_problems
 from tzgen.config.support import EARLIER
 from tzgen.errors import Problem, UserError
 
@@ -108,6 +109,10 @@ def _stu(message: Message, path: str) -> Iterator[Problem]:
     if message.scaling_seqlen == 0:
         remedy = "Negative takes the model's max_seq_len."
         yield Problem(join(path, "scaling_seqlen"), "0", "a divisor above 0, or negative", remedy)
+    if message.full_attn_tail and not message.max_attn_len:
+        remedy = "It exempts the newest tokens from a window: set max_attn_len, or remove it."
+        found = f"{message.full_attn_tail} without max_attn_len"
+        yield Problem(join(path, "full_attn_tail"), found, "a window to be exempt from", remedy)
 
 
 def _relative_bias(message: Message, path: str) -> Iterator[Problem]:
@@ -125,13 +130,7 @@ def _hstu(message: Message, path: str) -> Iterator[Problem]:
     yield from _present(message, path, *needed)
     yield from _positive(message, path, "attn_num_layers")
     yield from _ratio(message, path, "input_dropout_ratio")
-    if message.stu.append_stable and message.positional_encoder.use_time_encoding:
-        yield Problem(
-            join(path, "stu.append_stable"),
-            "append_stable with positional_encoder.use_time_encoding",
-            "positions and times that do not move when events are appended",
-            "Ages count back from the request: use stu.relative_bias, which is stable.",
-        )
+    yield from stability_problems(message, path)
 
 
 def _preprocessor(message: Message, path: str) -> Iterator[Problem]:

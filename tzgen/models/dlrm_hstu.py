@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from torch import Tensor
 
 from tzgen.config.options import options
+from tzgen.config.stability import stability_problems
 from tzgen.config.tasks import TaskSpec
 from tzgen.embeddings import Groups, Ragged
 from tzgen.errors import Problem, UserError
@@ -34,6 +35,7 @@ from tzgen.models.base import (
 from tzgen.models.hstu_options import (
     candidate_time_readers,
     chosen_preprocessor,
+    contextual_tokens,
     history_time_readers,
     hstu_options,
     is_interleaved,
@@ -197,6 +199,8 @@ class DlrmHSTU(Model):
         config = model_config.dlrm_hstu
         problems = super().check(model_config, widths)
         problems += _structure_problems(config, "model_config.dlrm_hstu")
+        tokens = contextual_tokens(model_config, concat=config.concat_contextual_features)
+        problems += stability_problems(config.hstu, "model_config.dlrm_hstu.hstu", tokens)
         tower = config.fusion_mtl_tower
         if tower.HasField("ple"):
             problems += extraction_problems(
@@ -246,12 +250,12 @@ def _structure_problems(config: Message, path: str) -> Iterator[Problem]:
             "one norm of the attention's output",
             "Remove one of the two.",
         )
-    if mtgr.realtime_len and (not mtgr.timestamp_mask or hstu.stu.append_stable):
+    if mtgr.realtime_len and not mtgr.timestamp_mask:
         yield Problem(
             f"{path}.hstu.mtgr.realtime_len",
             str(mtgr.realtime_len),
-            "timestamp_mask, and no append_stable",
-            "Static events see each other, so that appending moves the border: remove it.",
+            "timestamp_mask, which it belongs to",
+            "Set timestamp_mask: true, or remove it.",
         )
 
 

@@ -60,3 +60,14 @@ def candidate_time_readers(hstu: Message) -> list[str]:
 def reads_watchtime(encoder: Message) -> bool:
     """Whether a GRActionEncoder derives actions from watch times."""
     return len(encoder.simple_action_encoder.watchtime_to_action_thresholds) > 0
+
+
+def contextual_tokens(model_config: Message, *, concat: bool) -> int:
+    """How many contextual tokens each row starts with: one a feature, or one for all of them."""
+    names = [
+        name
+        for group in model_config.feature_groups
+        if group.group_name == "contextual"
+        for name in group.feature_names
+    ]
+    return min(len(names), 1) if concat else len(names)

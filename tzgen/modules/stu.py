@@ -42,8 +42,8 @@ class RelativeBiasOptions:
 
 @dataclass(frozen=True)
 class STUOptions:
-    """The proto STU. Semi-local attention is refused by the validator; `recompute_*` and
-    `sort_by_length` only trade memory for time and change nothing here."""
+    """The proto STU. `recompute_*` and `sort_by_length` only trade memory for time and change
+    nothing here."""
 
     embedding_dim: int
     num_heads: int
@@ -54,6 +54,8 @@ class STUOptions:
     attn_alpha: float | None
     use_group_norm: bool
     contextual_seq_len: int
+    sla_k1: int | None
+    sla_k2: int | None
     scaling_seqlen: int
     preset: str
     activated: str | None
@@ -61,6 +63,7 @@ class STUOptions:
     relative_bias: RelativeBiasOptions | None
     append_stable: bool
     window_keeps_contextual: bool
+    full_attn_tail: int
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,9 @@ def _mask(options: STUOptions, contextual_len: int, mtgr: MTGROptions | None) ->
         append_stable=options.append_stable,
         timestamp_mask=by_time,
         realtime_len=(mtgr.realtime_len or 0) if mtgr is not None and by_time else 0,
+        sla_k1=options.sla_k1 or 0,
+        sla_k2=options.sla_k2 or 0,
+        full_attn_tail=options.full_attn_tail,
     )
 
 
