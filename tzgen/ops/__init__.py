@@ -3,4 +3,5 @@
 
 from tzgen.ops import embedding_lookup as embedding_lookup
 from tzgen.ops import hstu_attention as hstu_attention
+from tzgen.ops import hstu_attention_cached as hstu_attention_cached
 from tzgen.ops import jagged_dense_bmm as jagged_dense_bmm

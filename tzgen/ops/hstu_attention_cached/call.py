@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cached STU attention is given beside q, k and v: the cache of one layer, and the constants.
+
+B rows, Lc cached tokens of all rows, P pages, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tzgen.ops.hstu_attention.mask import MaskSpec
+
+
+@dataclass(frozen=True)
+class CachedKV:
+    """Keys and values of the tokens that come before the new ones, for one layer.
+
+    Contiguous (`table` None): k [Lc, H, attention_dim], v [Lc, H, hidden_dim], the rows one after
+    another, timestamps int64 [Lc]. Paged: k [P, page_size, H, attention_dim], v [P, page_size, H,
+    hidden_dim], timestamps int64 [P, page_size]; token t of row b is k[table[b, t // page_size],
+    t % page_size], table int64 [B, max_pages], whose entries past the last page are not read.
+
+    lengths int64 [B]: cached tokens of each row, 0 allowed. timestamps: where the mask or the bias
+    reads time, else None. max_len: at least the longest cached row, a host number.
+    """
+
+    k: Tensor
+    v: Tensor
+    lengths: Tensor
+    max_len: int
+    table: Tensor | None = None
+    timestamps: Tensor | None = None
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page; 0 where the cache is contiguous."""
+        return 0 if self.table is None else self.k.size(1)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments that all implementations share; `timestamps` and `max_len` are of new tokens."""
+
+    mask: MaskSpec
+    alpha: float
+    divisor: float
+    time_bias_divisor: float
+    num_targets: Tensor | None
+    timestamps: Tensor | None
+    position_bias: Tensor | None
+    time_bias: Tensor | None
+    max_len: int
