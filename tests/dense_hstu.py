@@ -185,8 +185,14 @@ def dense_transducer(transducer: HSTUTransducer, options: HSTUOptions, user: Use
         return torch.zeros(0, options.stu.embedding_dim, dtype=user.uih.dtype)
     x = torch.stack(tokens)
     x = _positions(transducer, x, times, prefix, history_end, user.query_time)
-    for layer in transducer.stack.layers:
-        x = _layer(layer, options, x, times, prefix, len(tokens) - history_end)
+    targets = len(tokens) - history_end
+    for number, layer in enumerate(transducer.stack.layers):
+        if number and number == options.attn_truncation_split_layer:
+            gone = max(x.size(0) - targets - prefix - options.attn_truncation_tail_len, 0)
+            x = torch.cat([x[:prefix], x[prefix + gone :]])
+            times = times[:prefix] + times[prefix + gone :]
+            slots = [slot - gone for slot in slots]
+        x = _layer(layer, options, x, times, prefix, targets)
     states = x[slots] if slots else x[:0]
     return _postprocess(transducer, states, user.candidate_times)
 
@@ -292,6 +298,8 @@ def _layer(
         stable=stu.append_stable,
         times=times if mtgr is not None and mtgr.timestamp_mask else None,
         realtime=(mtgr.realtime_len or 0) if mtgr is not None and mtgr.timestamp_mask else 0,
+        sla=(stu.sla_k1 or 0, stu.sla_k2 or 0),
+        tail=stu.full_attn_tail,
     )
     outs = []
     for head in range(heads):

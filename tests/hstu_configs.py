@@ -66,6 +66,7 @@ MLPS = """mlp_content_encoder { uih_mlp { hidden_units: [7, 5] use_ln: false act
                                target_mlp { hidden_units: 5 activation: "nn.SiLU" } }"""
 TIMESTAMP_NORM = """timestamp_layernorm_postprocessor {
     time_duration_period_units: [3600, 86400] time_duration_units_per_period: [24, 7] }"""
+CUT = "attn_truncation_split_layer: 1 attn_truncation_tail_len: 3 "
 
 VARIANTS: dict[str, module_pb2.HSTU] = {
     "production": hstu(),
@@ -100,6 +101,14 @@ VARIANTS: dict[str, module_pb2.HSTU] = {
     "mtgr": hstu(extra="mtgr {}"),
     "mtgr static": hstu("max_attn_len: 6", extra="mtgr { realtime_len: 3 }"),
     "mtgr norms only": hstu(extra="mtgr { timestamp_mask: false }"),
+    "tail sees all": hstu("max_attn_len: 2 full_attn_tail: 2"),
+    "semi-local": hstu("sla_k1: 2 sla_k2: 3"),
+    "semi-local paper": hstu("preset: PAPER sla_k1: 2", positions=""),
+    "truncated": hstu(extra=CUT),
+    "truncated interleaved": hstu(inputs=preprocessor(INTERLEAVE), extra=CUT),
+    "truncated mtgr": hstu(extra=CUT + "mtgr { realtime_len: 2 }"),
+    "truncated paper": hstu("preset: PAPER max_attn_len: 2", positions="", extra=CUT),
+    "truncated semi-local": hstu("sla_k1: 2 sla_k2: 3 use_group_norm: true", extra=CUT),
     "l2": hstu(output="l2norm_postprocessor {}"),
     "timestamp norm": hstu(output=TIMESTAMP_NORM),
 }

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from dense_hstu import User, batch_events, random_users
@@ -11,6 +13,11 @@ from hstu_model import config, groups, model, people
 from torch import Tensor, nn
 
 from tzgen.embeddings import Ragged
+
+EXPORTED = [
+    *("production", "interleaved", "mtgr", "paper", "parameterized"),
+    *("truncated interleaved", "truncated semi-local"),
+]
 
 
 class Graph(nn.Module):
@@ -36,21 +43,25 @@ def flat(users: list[User]) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
     return tuple(ragged), (given["contextual"], *tensors)
 
 
-@pytest.mark.parametrize("name", ["production", "interleaved", "mtgr", "paper", "parameterized"])
-def test_exports_with_everything_dynamic(name: str) -> None:
-    built = model(config(VARIANTS[name])).eval()
+@cache
+def exported(name: str) -> tuple[Graph, torch.export.ExportedProgram]:
+    """A variant of the model, eager and exported with every size dynamic."""
     names, example = flat(people())
-    graph = Graph(built, names)
-    shapes = tuple({0: torch.export.Dim.AUTO} for _ in example)
+    graph = Graph(model(config(VARIANTS[name])).eval(), names)
+    shapes = {"tensors": tuple({0: torch.export.Dim.AUTO} for _ in example)}
     with torch.no_grad():
-        exported = torch.export.export(
-            graph, example, dynamic_shapes={"tensors": shapes}, strict=False
-        )
+        program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+    return graph, program
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exports_with_everything_dynamic(name: str) -> None:
+    graph, program = exported(name)
     attentions = [
-        node for node in exported.graph.nodes if str(node.target) == "tzgen.hstu_attention.default"
+        node for node in program.graph.nodes if str(node.target) == "tzgen.hstu_attention.default"
     ]
     assert len(attentions) == 2, "one node a layer"
-    run = exported.module()
+    run = program.module()
     for sizes in ([(3, 2), (7, 5)], [(40, 9), (0, 3), (300, 1)]):
         _, other = flat(people(sizes, seed=8))
         with torch.no_grad():
@@ -63,17 +74,14 @@ def test_exports_with_everything_dynamic(name: str) -> None:
     [[(6, 3)], [(0, 1), (0, 2)], [(1, 1)], [(0, 1)]],
     ids=["one user", "no history", "ones", "one candidate alone"],
 )
-def test_exported_graph_takes_one_row_and_empty_histories(sizes: list[tuple[int, int]]) -> None:
-    built = model(config(VARIANTS["production"])).eval()
-    names, example = flat(people())
-    graph = Graph(built, names)
-    shapes = tuple({0: torch.export.Dim.AUTO} for _ in example)
+@pytest.mark.parametrize("name", ["production", "truncated semi-local"])
+def test_exported_graph_takes_one_row_and_empty_histories(
+    name: str, sizes: list[tuple[int, int]]
+) -> None:
+    graph, program = exported(name)
     with torch.no_grad():
-        exported = torch.export.export(
-            graph, example, dynamic_shapes={"tensors": shapes}, strict=False
-        )
         _, other = flat(people(sizes, seed=9))
-        for got, want in zip(exported.module()(*other), graph(*other), strict=True):
+        for got, want in zip(program.module()(*other), graph(*other), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 

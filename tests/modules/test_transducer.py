@@ -11,6 +11,7 @@ from dense_hstu import User, batch_events, dense_transducer, random_users
 from hstu_configs import INTERLEAVE, VARIANTS, hstu, preprocessor
 from torch import Tensor
 
+from tzgen.config.options import fields_match
 from tzgen.models.hstu_options import hstu_options
 from tzgen.modules.sequence import Events
 from tzgen.modules.transducer import HSTUOptions, HSTUTransducer
@@ -187,6 +188,43 @@ def test_max_len_is_only_a_bound() -> None:
     events = batch_events(users())
     looser = replace(events, max_uih_len=1000, max_candidates=50)
     assert torch.equal(transducer(events), transducer(looser))
+
+
+CUTS = [name for name in VARIANTS if name.startswith("truncated")]
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_surplus_tokens_of_a_cut_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the device is not asked how many tokens are left, all numbers are the same."""
+    transducer, _ = make(VARIANTS[name])
+    events = batch_events(users())
+
+    def run() -> tuple[int, list[Tensor]]:
+        out = transducer(events)
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        gradients = torch.autograd.grad(out, list(transducer.parameters()), weights)
+        return transducer.encode(events).x.size(0), [out, *gradients]
+
+    exact, want = run()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    bound, got = run()
+    assert bound > exact
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_cut_needs_layers_on_both_sides() -> None:
+    with pytest.raises(ValueError, match="between 0 and 2"):
+        make(hstu(extra="attn_truncation_split_layer: 2 attn_truncation_tail_len: 3"))
+
+
+def test_half_a_truncation_is_none() -> None:
+    _, options = make(hstu(extra="attn_truncation_split_layer: 1"))
+    assert options.truncation is None
+
+
+def test_options_are_the_fields_of_the_schema() -> None:
+    assert fields_match(HSTUOptions, module_pb2.HSTU.DESCRIPTOR, ()) == []
 
 
 @pytest.mark.parametrize("missing", ["candidates", "contextual", "actions"])

@@ -48,8 +48,8 @@ class TokenSequence:
 
     x [L, D]; lengths [B], offsets [B + 1], num_targets [B]; rows, places [L]: row of a token and
     its place in it; timestamps [L], 0 for contextual tokens; history [E], targets [T]: where the
-    state of each event (its content token) and of each candidate stands; query_time [B]. All int64
-    but x.
+    state of each event (its content token; -1 once it is cut off) and of each candidate stands;
+    query_time [B]. All int64 but x. max_len and max_targets are at least those of any row.
     """
 
     x: Tensor
@@ -63,6 +63,7 @@ class TokenSequence:
     targets: Tensor
     query_time: Tensor
     max_len: int
+    max_targets: int
     contextual_len: int
 
     def with_x(self, x: Tensor) -> TokenSequence:
@@ -74,6 +75,57 @@ class TokenSequence:
         history_end = (self.lengths - self.num_targets).index_select(0, self.rows)
         candidate = (self.places >= history_end).to(torch.int64)
         return (self.places >= self.contextual_len).to(torch.int64) + candidate
+
+    def truncated(self, tail_len: int, *, ask_device: bool) -> TokenSequence:
+        """Without all history tokens of a row but its last `tail_len`; other tokens stay.
+
+        How many tokens are left is known to the device alone. `ask_device` waits for that number,
+        which costs nothing on a CPU. Otherwise as many tokens are taken as there can be at most,
+        and the surplus are further targets of the rows, at most `tail_len` each: nobody sees them,
+        nobody reads them, and `targets` leaves them out.
+        """
+        context = self.contextual_len
+        batch, num_targets = self.lengths.size(0), self.targets.size(0)
+        history_lens = self.lengths - self.num_targets - context
+        cut = (history_lens - tail_len).clamp(min=0)
+        lengths = self.lengths - cut
+        spare = torch.zeros_like(cut)
+        if ask_device:
+            total = int(lengths.sum())
+        else:
+            others = batch * context + num_targets
+            total = others + torch.sym_min(self.x.size(0) - others, batch * tail_len)
+            before = torch.arange(batch, device=cut.device) * tail_len
+            spare = (total - lengths.sum() - before).clamp(min=0, max=tail_len)
+        offsets = jagged.offsets_of(lengths + spare)
+        rows, places = jagged.place_index(lengths + spare, total)
+        old_places = places + torch.where(places < context, 0, cut.index_select(0, rows))
+        # a spare token is the row's last one again
+        old_places = torch.minimum(old_places, (self.lengths - 1).index_select(0, rows))
+        source = (self.offsets.index_select(0, rows) + old_places).clamp(min=0)
+
+        def moved(index: Tensor) -> Tensor:
+            row, place = self.rows.index_select(0, index), self.places.index_select(0, index)
+            gone = cut.index_select(0, row)
+            there = offsets.index_select(0, row) + place - gone
+            return torch.where(place < context + gone, -1, there)
+
+        surplus = 0 if ask_device else tail_len
+        longest = min(self.max_len, context + tail_len + self.max_targets)
+        return replace(
+            self,
+            x=self.x.index_select(0, source),
+            lengths=lengths + spare,
+            offsets=offsets,
+            num_targets=self.num_targets + spare,
+            rows=rows,
+            places=places,
+            timestamps=self.timestamps.index_select(0, source),
+            history=moved(self.history),
+            targets=moved(self.targets),
+            max_len=longest + surplus,
+            max_targets=self.max_targets + surplus,
+        )
 
 
 def last_time(timestamps: Tensor, lengths: Tensor, fallback: Tensor) -> Tensor:
@@ -131,5 +183,6 @@ def assemble(
         targets=places[2],
         query_time=events.query_time,
         max_len=context_len + events.max_uih_len * tokens_per_event + events.max_candidates,
+        max_targets=events.max_candidates,
         contextual_len=context_len,
     )

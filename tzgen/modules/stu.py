@@ -242,6 +242,14 @@ def _mask(options: STUOptions, contextual_len: int, mtgr: MTGROptions | None) ->
     )
 
 
+@dataclass(frozen=True)
+class Truncation:
+    """Layers from `split_layer` on run without history but its last `tail_len` tokens."""
+
+    split_layer: int
+    tail_len: int
+
+
 class STUStack(nn.Module):
     """`num_layers` layers of one shape."""
 
@@ -253,6 +261,7 @@ class STUStack(nn.Module):
         max_seq_len: int,
         contextual_len: int = 0,
         mtgr: MTGROptions | None = None,
+        truncation: Truncation | None = None,
         kernel: str = "PYTORCH",
     ) -> None:
         super().__init__()
@@ -267,12 +276,28 @@ class STUStack(nn.Module):
             for _ in range(num_layers)
         )
         self.by_domain = mtgr is not None and mtgr.group_layer_norm
+        if truncation is not None and not 0 < truncation.split_layer < num_layers:
+            raise ValueError(
+                f"attn_truncation_split_layer {truncation.split_layer} must leave layers on both "
+                f"sides of the cut: between 0 and {num_layers}"
+            )
+        self.truncation = truncation
 
     def forward(self, tokens: TokenSequence) -> TokenSequence:
-        """The same tokens with the states of the last layer."""
+        """The tokens with the states of the last layer; of the history, those that are left."""
+        if self.truncation is None:
+            return self._run(tokens, 0, len(self.layers))
+        tokens = self._run(tokens, 0, self.truncation.split_layer)
+        # in a graph or on a GPU, a number that only the device knows would stop the pipeline
+        ask_device = tokens.x.is_cpu and not torch.compiler.is_compiling()
+        tokens = tokens.truncated(self.truncation.tail_len, ask_device=ask_device)
+        return self._run(tokens, self.truncation.split_layer, len(self.layers))
+
+    def _run(self, tokens: TokenSequence, start: int, stop: int) -> TokenSequence:
+        """Layers [start, stop)."""
         x = tokens.x
         domains = tokens.domains if self.by_domain else None
-        for layer in self.layers:
+        for layer in self.layers[start:stop]:
             x = layer(
                 x,
                 tokens.offsets,

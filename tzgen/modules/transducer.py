@@ -16,12 +16,12 @@ from tzgen.modules.preprocessors import (
     create_input_preprocessor,
 )
 from tzgen.modules.sequence import Events, TokenSequence
-from tzgen.modules.stu import MTGROptions, STUOptions, STUStack
+from tzgen.modules.stu import MTGROptions, STUOptions, STUStack, Truncation
 
 
 @dataclass(frozen=True)
 class HSTUOptions:
-    """The proto HSTU. Attention truncation is refused by the validator."""
+    """The proto HSTU."""
 
     stu: STUOptions
     input_dropout_ratio: float
@@ -29,8 +29,16 @@ class HSTUOptions:
     positional_encoder: GRPositionalEncoderOptions | None
     input_preprocessor: GRInputPreprocessorOptions
     output_postprocessor: GROutputPostprocessorOptions
+    attn_truncation_split_layer: int | None
+    attn_truncation_tail_len: int | None
     name: str
     mtgr: MTGROptions | None
+
+    @property
+    def truncation(self) -> Truncation | None:
+        """Where the history is cut; None unless both fields are set."""
+        split, tail = self.attn_truncation_split_layer, self.attn_truncation_tail_len
+        return Truncation(split, tail) if split and tail else None
 
 
 class HSTUTransducer(nn.Module):
@@ -68,6 +76,7 @@ class HSTUTransducer(nn.Module):
             max_seq_len=max_seq_len,
             contextual_len=contextual_len,
             mtgr=options.mtgr,
+            truncation=options.truncation,
             kernel=kernel,
         )
         self.postprocessor = create_output_postprocessor(
@@ -75,7 +84,7 @@ class HSTUTransducer(nn.Module):
         )
 
     def encode(self, events: Events) -> TokenSequence:
-        """All tokens with the states of the last layer, before the postprocessor."""
+        """The tokens that reach the last layer, with its states, before the postprocessor."""
         tokens = self.preprocessor(events)
         if self.positions is not None:
             tokens = tokens.with_x(self.positions(tokens))
