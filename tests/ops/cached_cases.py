@@ -22,6 +22,8 @@ SPECS = {
     "window+contextual": MaskSpec(contextual_len=3, max_attn_len=5),
     "window-contextual": MaskSpec(3, 5, window_keeps_contextual=False),
     "window, stable": MaskSpec(3, 5, append_stable=True),
+    "tail": MaskSpec(3, 4, full_attn_tail=3),
+    "semi-local": MaskSpec(2, sla_k1=3, sla_k2=4),
     "mtgr": MaskSpec(contextual_len=2, timestamp_mask=True),
     "mtgr-static": MaskSpec(2, timestamp_mask=True, realtime_len=4),
 }

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tzgen.ops.hstu_attention import MaskSpec
+from tzgen.ops.hstu_attention.call import Call
 from tzgen.ops.hstu_attention_cached import (
     CachedKV,
-    Call,
     cpu,
     hstu_attention_cached,
     hstu_attention_cached_reference,
@@ -249,7 +249,7 @@ def test_the_cache_is_not_copied(paged: bool) -> None:
         MaskSpec(), lengths=[4000], targets=[scored], dtype=torch.float32, widths=(width, width)
     )
     cut = joined.cut([4000 - scored], paged=paged)
-    call = Call(MaskSpec(), 1.0, 1.0, 0.301, cut.options["num_targets"], None, None, None, scored)
+    call = Call(MaskSpec(), scored, 1.0, 1.0, 0.301, cut.options["num_targets"], None, None, None)
     q, k, v, offsets, cache = cut.args
     with Copies(cache.k, cache.v) as copies:
         cpu.forward(q, k, v, offsets, cache, call)
@@ -350,6 +350,7 @@ def refused(match: str, **changes: Any) -> None:
 
 def test_what_is_refused() -> None:
     refused("no kernel 'FAST'; it has AUTO", kernel="FAST")
+    refused("needs a CUDA device", kernel="TRITON")
     refused(r"\[Lq, H, attention_dim\]", q=lambda q: q[:, :1])
     refused("offsets must be int64", offsets=lambda x: x.int())
     refused("divisor", divisor=0.0)
@@ -383,9 +384,3 @@ def test_gradients_are_refused() -> None:
     cut.options["time_bias"].requires_grad_()
     with torch.no_grad():
         close(run(cut, "AUTO"), cut.want, 1e-12)
-
-
-def test_a_triton_request_without_its_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = "tzgen.ops.hstu_attention_cached.no_such_file"
-    monkeypatch.setattr("tzgen.ops.hstu_attention_cached.TRITON_FILE", module)
-    refused("no Triton kernel", kernel="TRITON")

@@ -10,30 +10,32 @@ targets, a score nothing but targets; any mixture works, with other lengths in e
 is contiguous or paged (`CachedKV`) and is not copied.
 
 One `torch.library` op (`tzgen::hstu_attention_cached`) of tensors and numbers, so that torch.export
-keeps one node with dynamic rows, tokens and cache. Inference only. Triton's kernel lies in
-`triton_forward.py` as `forward(q, k, v, offsets, cache, call)`, like those of `cpu` and `native`.
+keeps one node with dynamic rows, tokens and cache. Inference only. What `kernel` means is said in
+`hstu_attention/dispatch.py`; each form is a file with `forward(q, k, v, offsets, cache, call)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, fields
 from importlib import import_module
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tzgen.ops.hstu_attention.call import Call
+from tzgen.ops.hstu_attention.dispatch import KERNELS, chosen_kernel
 from tzgen.ops.hstu_attention.mask import MaskSpec
-from tzgen.ops.hstu_attention_cached import cpu
-from tzgen.ops.hstu_attention_cached.call import CachedKV, Call
+from tzgen.ops.hstu_attention_cached.cache import CachedKV
 from tzgen.ops.hstu_attention_cached.reference import hstu_attention_cached_reference
 
-__all__ = ["CachedKV", "Call", "hstu_attention_cached", "hstu_attention_cached_reference"]
+__all__ = ["CachedKV", "hstu_attention_cached", "hstu_attention_cached_reference"]
 
-KERNELS = ("AUTO", "PYTORCH", "TRITON", "CPU_TORCH")
-TRITON_FILE = f"{__name__}.triton_forward"
+FOLDER = "tzgen.ops.hstu_attention_cached"
+FILES = MappingProxyType({"CPU_TORCH": "cpu", "CPU_NATIVE": "native", "TRITON": "triton_forward"})
 
 
 def hstu_attention_cached(
@@ -62,9 +64,11 @@ def hstu_attention_cached(
     num_targets int64 [B]: how many of a row's new tokens, at its end, are candidates; None = none.
     timestamps int64 [Lq] of the new tokens, with `mask.timestamp_mask` or `time_bias`; the cache
     then has its own. Biases as in `hstu_attention`.
+    kernel: AUTO, PYTORCH or TRITON; what a device cannot run is refused.
     """
     call = Call(
         mask,
+        max_len,
         alpha,
         divisor,
         time_bias_divisor,
@@ -72,7 +76,6 @@ def hstu_attention_cached(
         timestamps,
         position_bias,
         time_bias,
-        max_len,
     )
     _check(q, k, v, offsets, call, kernel)
     _check_cache(q, v, offsets, cache, call)
@@ -100,19 +103,10 @@ def hstu_attention_cached(
     )
 
 
-def chosen_kernel(kernel: str, q: Tensor) -> str:
-    """What `kernel` means for this query: "TRITON" or "CPU_TORCH" (which runs on any device)."""
-    if kernel == "AUTO" and q.is_cuda and find_spec(TRITON_FILE) is not None:
-        return "TRITON"
-    return "CPU_TORCH" if kernel in ("AUTO", "PYTORCH") else kernel
-
-
 def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, call: Call, kernel: str) -> None:
     if kernel not in KERNELS:
         known = ", ".join(KERNELS)
         raise ValueError(f"hstu_attention_cached has no kernel {kernel!r}; it has {known}")
-    if kernel == "TRITON" and find_spec(TRITON_FILE) is None:
-        raise ValueError("hstu_attention_cached has no Triton kernel here; use AUTO or PYTORCH")
     if q.dim() != 3 or q.shape != k.shape or v.dim() != 3 or v.shape[:2] != q.shape[:2]:
         raise ValueError(
             "hstu_attention_cached wants q, k [Lq, H, attention_dim], v [Lq, H, hidden_dim]; got "
@@ -196,6 +190,7 @@ def _hstu_attention_cached(
 ) -> Tensor:
     call = Call(
         _mask_of(mask),
+        max_len,
         alpha,
         divisor,
         time_bias_divisor,
@@ -203,14 +198,9 @@ def _hstu_attention_cached(
         timestamps,
         position_bias,
         time_bias,
-        max_len,
     )
     cache = CachedKV(cache_k, cache_v, cache_lengths, cache_max_len, cache_table, cache_timestamps)
-    if chosen_kernel(kernel, q) == "TRITON":
-        kernel_module = import_module(TRITON_FILE)  # Triton may be absent
-        out: Tensor = kernel_module.forward(q, k, v, offsets, cache, call)
-        return out
-    return cpu.forward(q, k, v, offsets, cache, call)
+    return _forward_of(kernel, q)(q, k, v, offsets, cache, call)
 
 
 @_hstu_attention_cached.register_fake
@@ -224,3 +214,12 @@ def _mask_of(values: Sequence[int]) -> MaskSpec:
     named = zip(flags, values, strict=True)
     given = {name: bool(value) if flags[name] else value for name, value in named}
     return MaskSpec(**given)  # type: ignore[arg-type]
+
+
+def _forward_of(kernel: str, q: Tensor) -> Callable[..., Tensor]:
+    """The `forward` that `kernel` comes to for q, imported when first used."""
+    chosen = chosen_kernel(kernel, q.device, q.dtype)
+    if kernel in ("AUTO", "PYTORCH") and find_spec(f"{FOLDER}.{FILES[chosen]}") is None:
+        chosen = "CPU_TORCH"  # it runs anywhere
+    forward: Callable[..., Tensor] = import_module(f"{FOLDER}.{FILES[chosen]}").forward
+    return forward

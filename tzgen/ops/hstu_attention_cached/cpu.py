@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tzgen.ops.hstu_attention import bias as rab
+from tzgen.ops.hstu_attention.call import Call
 from tzgen.ops.hstu_attention.mask import Block, blocks, visible
-from tzgen.ops.hstu_attention_cached.call import CachedKV, Call
+from tzgen.ops.hstu_attention_cached.cache import CachedKV
 
 BLOCK = 256  # queries of a block
 KEYS = 1024  # keys of a span: bounds the tile to H * BLOCK * KEYS numbers

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tzgen.ops.hstu_attention.mask import MaskSpec
 from tzgen.ops.hstu_attention.reference import hstu_attention_reference
-from tzgen.ops.hstu_attention_cached.call import CachedKV
+from tzgen.ops.hstu_attention_cached.cache import CachedKV
 
 
 def hstu_attention_cached_reference(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cached STU attention is given beside q, k and v: the cache of one layer, and the constants.
+"""What cached STU attention is given beside q, k, v and a `Call`: the cache of one layer.
 
 B rows, Lc cached tokens of all rows, P pages, H heads.
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-
-from tzgen.ops.hstu_attention.mask import MaskSpec
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,3 @@ class CachedKV:
     def page_size(self) -> int:
         """Tokens of a page; 0 where the cache is contiguous."""
         return 0 if self.table is None else self.k.size(1)
-
-
-@dataclass(frozen=True)
-class Call:
-    """Arguments that all implementations share; `timestamps` and `max_len` are of new tokens."""
-
-    mask: MaskSpec
-    alpha: float
-    divisor: float
-    time_bias_divisor: float
-    num_targets: Tensor | None
-    timestamps: Tensor | None
-    position_bias: Tensor | None
-    time_bias: Tensor | None
-    max_len: int
