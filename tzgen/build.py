@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import tzgen.models  # noqa: F401  registers the models
 from tzgen import config as configs
+from tzgen.config.support import triton_runs
 from tzgen.config.tasks import TaskSpec, task_specs
 from tzgen.data.batch import Batch, Ragged, Source
 from tzgen.data.loader import BatchCost, BatchLoader
@@ -29,7 +30,9 @@ from tzgen.errors import ConfigError, Problem, UserError
 from tzgen.features import Feature, FeatureParser, create_features
 from tzgen.log import LOGGER
 from tzgen.models.base import MODELS, Model, Outputs
+from tzgen.modules.stu import STULayer
 from tzgen.objectives import LossTerm, Objective, TaskMetrics, TrainMetrics, predictions
+from tzgen.ops.hstu_attention import chosen_kernel
 
 Mode = Literal["train", "eval", "predict"]
 Engine = Literal["torchrec", "local"]
@@ -182,7 +185,8 @@ def build_pipeline(
     )
     if problems := model_class.check(config.model_config, embeddings.widths):
         raise ConfigError(problems, source)
-    model = build_model(config, embeddings.widths, tasks)
+    model = build_model(config, embeddings.widths, tasks, device)
+    _tell_kernel(model, device)
     head = Head(
         model.to(device),
         Objective(tasks, config.model_config),
@@ -197,24 +201,49 @@ def build_pipeline(
 
 
 def build_model(
-    config: Any, widths: Mapping[str, tuple[int, ...]], tasks: Sequence[TaskSpec]
+    config: Any,
+    widths: Mapping[str, tuple[int, ...]],
+    tasks: Sequence[TaskSpec],
+    device: torch.device | None = None,
 ) -> Model:
-    """The model alone, for given group widths; its weights depend on train_config.seed only."""
+    """The model alone, for given group widths; its weights depend on train_config.seed only.
+
+    `device`: where it will run, if that is known; only the choice of kernels reads it.
+    """
     kind = config.model_config.WhichOneof("model")
     torch.manual_seed(config.train_config.seed)
+    kernel = kernel_of(config, device)
     return MODELS[kind](
-        getattr(config.model_config, kind), widths=widths, tasks=tasks, kernel=kernel_of(config)
+        getattr(config.model_config, kind), widths=widths, tasks=tasks, kernel=kernel
     )
 
 
-def kernel_of(config: Any) -> str:
-    """AUTO, TRITON and CUTLASS resolved to what this machine runs; said once where it differs."""
+def kernel_of(config: Any, device: torch.device | None = None) -> str:
+    """model_config.kernel as ops understand it; said once where it cannot be what was asked.
+
+    Ops decide what AUTO means when they are called, so that a package that was exported on a CPU is
+    fast on a GPU too.
+    """
     asked = config.model_config.DESCRIPTOR.fields_by_name["kernel"].enum_type.values_by_number[
         config.model_config.kernel
     ]
-    if asked.name in ("TRITON", "CUTLASS"):
-        LOGGER.warning("model_config.kernel %s: PYTORCH computes the same here", asked.name)
-    return "PYTORCH"
+    if asked.name == "PYTORCH" or (asked.name == "TRITON" and triton_runs() and _is_cuda(device)):
+        return str(asked.name)
+    if asked.name == "CUTLASS" or (asked.name == "TRITON" and not triton_runs()):
+        LOGGER.warning("model_config.kernel %s: the fastest equivalent runs", asked.name)
+    return "AUTO"
+
+
+def _tell_kernel(model: Model, device: torch.device) -> None:
+    """Log once what attention will be computed by, where a model has any."""
+    layer = next((layer for layer in model.modules() if isinstance(layer, STULayer)), None)
+    if layer is not None and device.type != "meta":
+        chosen = chosen_kernel(layer.kernel, device, torch.float32)
+        LOGGER.info("attention: kernel %s is %s on %s", layer.kernel, chosen, device)
+
+
+def _is_cuda(device: torch.device | None) -> bool:
+    return device is not None and device.type == "cuda"
 
 
 def open_loader(

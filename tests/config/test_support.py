@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tzgen.config import apply_overrides, parse_pipeline, replaced, unsupported, validate
+from tzgen.config import support as support_table
 from tzgen.config.schema import is_map, messages_of
 from tzgen.config.support import EARLIER, MODELS, TABLE, Status, support_of
 
@@ -82,8 +83,6 @@ def test_no_model_is_one_problem() -> None:
         "train_config.save_checkpoints_timestamp_interval=60",
         "train_config.sparse_optimizer.adagrad_optimizer={}|train_config.sparse_optimizer.ftrl_optimizer={}",
         "model_config.variational_dropout={}",
-        f"{STU}.sla_k1=4",
-        "model_config.dlrm_hstu.hstu.attn_truncation_tail_len=4",
         "model_config.dlrm_hstu.fusion_mtl_tower.task_configs[0].losses[0]={ recon_loss {} }",
         "export_config.export_format=HF",
         "prompt_config={}",
@@ -100,10 +99,13 @@ def test_refused_fields(override: str) -> None:
 
 
 def test_fields_that_belong_together_are_refused_once() -> None:
-    pair = (f"{STU}.sla_k1=256", f"{STU}.sla_k2=64")
-    cut = "model_config.dlrm_hstu.hstu.attn_truncation_tail_len=4"
-    found = {problem.path: problem.value for problem in unsupported(edited(*pair, cut))}
-    assert found == {f"{STU}.sla_k1": "256, sla_k2 64", cut.split("=")[0]: "4"}
+    pair = ("data_config.sample_mask_prob=0.5", "data_config.negative_sample_mask_prob=0.25")
+    other = "model_config.variational_dropout={}"
+    found = {problem.path: problem.value for problem in unsupported(edited(*pair, other))}
+    assert found == {
+        "data_config.sample_mask_prob": "0.5, negative_sample_mask_prob 0.25",
+        "model_config.variational_dropout": "variational_dropout { ... }",
+    }
 
 
 def table_text(path: str, value: str) -> str:
@@ -135,9 +137,17 @@ def test_replaced_fields_are_told_and_are_no_problem(override: str, said: str) -
     assert validate(config) == []
 
 
+def test_triton_is_replaced_only_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = edited("model_config.kernel=TRITON")
+    for runs, told in ((False, 1), (True, 0)):
+        monkeypatch.setattr(support_table, "triton_runs", lambda runs=runs: runs)
+        assert len(replaced(config)) == told
+    assert validate(config) == []
+
+
 def test_a_field_that_holds_its_default_asks_for_nothing() -> None:
     assert replaced(edited("data_config.in_order=true", f"{STU}.recompute_y=true")) == []
-    assert unsupported(edited(f"{STU}.sla_k1=0", "data_config.sample_mask_prob=0")) == []
+    assert unsupported(edited(f"{STU}.sort_by_length=true", "data_config.sample_mask_prob=0")) == []
 
 
 def test_earlier_forms_of_torcheasyrec_are_refused_where_nothing_rewrites_them() -> None:

@@ -206,6 +206,34 @@ RANKER = [
     (f"{HSTU}.stu.activated=uvx", f"{HSTU}.stu.activated", "letters of uvqk"),
     (f"{HSTU}.stu.scaling_seqlen=0", f"{HSTU}.stu.scaling_seqlen", "max_seq_len"),
     (f"{HSTU}.stu.append_stable=true", f"{HSTU}.stu.append_stable", "use_time_encoding"),
+    (f"{HSTU}.stu.full_attn_tail=3", f"{HSTU}.stu.full_attn_tail", "set max_attn_len"),
+    (
+        f"{HSTU}.stu.sla_k2=3|{HSTU}.stu.max_attn_len=9",
+        f"{HSTU}.stu.max_attn_len",
+        "one kind of window",
+    ),
+    (f"{HSTU}.stu.sla_k1=3|{HSTU}.mtgr={{}}", f"{HSTU}.stu.sla_k1", "timestamp_mask: false"),
+    (
+        f"{HSTU}.attn_truncation_split_layer=1",
+        f"{HSTU}.attn_truncation_tail_len",
+        "both fields or neither",
+    ),
+    (
+        f"{HSTU}.attn_truncation_tail_len=5",
+        f"{HSTU}.attn_truncation_split_layer",
+        "both fields or neither",
+    ),
+    (
+        f"{HSTU}.attn_truncation_split_layer=2|{HSTU}.attn_truncation_tail_len=5",
+        f"{HSTU}.attn_truncation_split_layer",
+        "a number from 1 to 1",
+    ),
+    (
+        f"{HSTU}.attn_truncation_split_layer=1|{HSTU}.attn_truncation_tail_len=5|"
+        f"{HSTU}.attn_num_layers=1",
+        f"{HSTU}.attn_truncation_split_layer",
+        "at least two layers",
+    ),
     (
         f"{HSTU}.stu.relative_bias.num_time_buckets=0",
         f"{HSTU}.stu.relative_bias.num_time_buckets",

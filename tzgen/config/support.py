@@ -8,6 +8,7 @@ value of an enum or string field.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -66,14 +67,10 @@ _COMBINE = _refused(
 _EVENT_TIME = _refused(
     "Checkpoints by event time come with stream readers. Use save_checkpoints_steps."
 )
-_SLA = _refused(
-    "Semi-local attention is not supported yet. Remove it, or bound the history with max_attn_len."
-)
-_TRUNCATION = _refused(
-    "Attention truncation is not supported yet. Remove it; shorten sequence_length instead."
-)
 _SID = _refused("This loss belongs to semantic-ID models. Remove it.")
 _MASK = _refused("Masking of features in training is not supported yet. Remove it.")
+
+TRITON = "ModelConfig.kernel=TRITON"  # replaced only on a machine that cannot run it
 
 TABLE: Mapping[str, Support] = MappingProxyType(
     {
@@ -131,9 +128,7 @@ TABLE: Mapping[str, Support] = MappingProxyType(
         "ModelConfig.kernel=CUTLASS": _replaced(
             "There are no CUTLASS kernels; the fastest equivalent of the device runs."
         ),
-        "ModelConfig.kernel=TRITON": _replaced(
-            "There are no Triton kernels yet; PYTORCH computes the same."
-        ),
+        TRITON: _replaced("Where Triton cannot run (no CUDA device), PYTORCH computes the same."),
         "ExportConfig.format=ONNX": _refused("ONNX is not supported yet. Use AOTI or EAGER."),
         "ModelConfig.variational_dropout": _refused(
             "Feature selection by variational dropout is not supported. Remove it."
@@ -142,10 +137,6 @@ TABLE: Mapping[str, Support] = MappingProxyType(
         "STU.recompute_uvqk": _RECOMPUTE,
         "STU.recompute_y": _RECOMPUTE,
         "STU.sort_by_length": _replaced("Only an order of work; the kernels schedule themselves."),
-        "STU.sla_k1": _SLA,
-        "STU.sla_k2": _SLA,
-        "HSTU.attn_truncation_split_layer": _TRUNCATION,
-        "HSTU.attn_truncation_tail_len": _TRUNCATION,
         "LossConfig.recon_loss": _SID,
         "LossConfig.commitment_loss": _SID,
         "LossConfig.contrastive_loss": _SID,
@@ -201,7 +192,7 @@ def support_of(message: str, field: str, number: int = 0) -> Support:
 def unsupported(config: Message) -> list[Problem]:
     """One Problem for each thing that is set and cannot be honoured; model first.
 
-    Fields of one message that ask for one thing together (sla_k1 and sla_k2) are one Problem.
+    Fields of one message that get the same answer (both mask probabilities) are one Problem.
     """
     refusal = model_refusal(config)
     together: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -254,13 +245,23 @@ def listed_fields(config: Message) -> Iterator[tuple[str, str, Support]]:
         name = message.DESCRIPTOR.name
         for field, value in message.ListFields():
             shown = _shown(field, value)
-            support = TABLE.get(f"{name}.{field.name}={shown}")
+            key = f"{name}.{field.name}={shown}"
+            support = TABLE.get(key)
+            if key == TRITON and triton_runs():
+                continue
             if support is None:
                 if not (field.is_repeated or is_message(field)) and value == field.default_value:
                     continue
                 support = support_of(name, field.name, field.number)
             if support.status is not Status.HONOURED:
                 yield join(path, field.name), shown, support
+
+
+def triton_runs() -> bool:
+    """Whether this machine has what Triton kernels need: the package and a CUDA device."""
+    import torch
+
+    return importlib.util.find_spec("triton") is not None and torch.cuda.is_available()
 
 
 def _shown(field: FieldDescriptor, value: object) -> str:

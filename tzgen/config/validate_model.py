@@ -113,6 +113,10 @@ def _stu(message: Message, path: str) -> Iterator[Problem]:
         remedy = "It exempts the newest tokens from a window: set max_attn_len, or remove it."
         found = f"{message.full_attn_tail} without max_attn_len"
         yield Problem(join(path, "full_attn_tail"), found, "a window to be exempt from", remedy)
+    if (message.sla_k1 or message.sla_k2) and message.max_attn_len:
+        found = f"max_attn_len {message.max_attn_len} with semi-local attention"
+        remedy = "sla_k1 is the window of semi-local attention: remove max_attn_len."
+        yield Problem(join(path, "max_attn_len"), found, "one kind of window", remedy)
 
 
 def _relative_bias(message: Message, path: str) -> Iterator[Problem]:
@@ -131,6 +135,28 @@ def _hstu(message: Message, path: str) -> Iterator[Problem]:
     yield from _positive(message, path, "attn_num_layers")
     yield from _ratio(message, path, "input_dropout_ratio")
     yield from stability_problems(message, path)
+    yield from _truncation(message, path)
+    stu = message.stu
+    if (stu.sla_k1 or stu.sla_k2) and message.HasField("mtgr") and message.mtgr.timestamp_mask:
+        found = f"semi-local attention (sla_k1 {stu.sla_k1}, sla_k2 {stu.sla_k2})"
+        remedy = "Remove sla_k1 and sla_k2, or set mtgr { timestamp_mask: false }."
+        expected = "one mask: mtgr.timestamp_mask orders tokens by time, not by place"
+        yield Problem(join(path, "stu.sla_k1"), found, expected, remedy)
+
+
+def _truncation(message: Message, path: str) -> Iterator[Problem]:
+    split, tail = message.attn_truncation_split_layer, message.attn_truncation_tail_len
+    if bool(split) != bool(tail):
+        missing = "attn_truncation_tail_len" if split else "attn_truncation_split_layer"
+        remedy = "Set both (where the history is cut, and what is left), or neither."
+        yield Problem(join(path, missing), "nothing", "both fields or neither", remedy)
+    elif split >= message.attn_num_layers > 0:
+        found = f"{split} with attn_num_layers {message.attn_num_layers}"
+        expected = f"a number from 1 to {message.attn_num_layers - 1}"
+        remedy = "Layers before it see the whole history, the others its tail."
+        if message.attn_num_layers == 1:
+            expected, remedy = "at least two layers", "Raise attn_num_layers, or remove both."
+        yield Problem(join(path, "attn_truncation_split_layer"), found, expected, remedy)
 
 
 def _preprocessor(message: Message, path: str) -> Iterator[Problem]:
