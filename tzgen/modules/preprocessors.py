@@ -150,6 +150,10 @@ class InputPreprocessor(nn.Module):
     def reads_watchtime(self) -> bool:
         return self.action_encoder is not None and self.action_encoder.reads_watchtime
 
+    @property
+    def tokens_per_event(self) -> int:
+        return 1
+
     def forward(self, events: Events) -> TokenSequence:
         raise NotImplementedError
 
@@ -207,6 +211,10 @@ class ContextualPreprocessor(InputPreprocessor):
         )
         self.content_mlp = self._project(options.content_mlp, self.content_encoder.output_dim)
 
+    @property
+    def tokens_per_event(self) -> int:
+        return 2 if self.interleave else 1
+
     def forward(self, events: Events) -> TokenSequence:
         if events.candidates is None:
             raise ValueError("contextual preprocessors need group candidate")
@@ -224,7 +232,7 @@ class ContextualPreprocessor(InputPreprocessor):
         return assemble(
             contextual=tokens,
             history=history,
-            tokens_per_event=2 if self.interleave else 1,
+            tokens_per_event=self.tokens_per_event,
             targets=targets,
             events=events,
         )

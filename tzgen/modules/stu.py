@@ -14,9 +14,7 @@ Presets: PRODUCTION is TorchEasyRec's and Meta's trained-at-scale layer; PAPER i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,70 +22,19 @@ from torch import Tensor, nn
 
 from tzgen.modules.norms import DomainLayerNorm, HeadNorm
 from tzgen.modules.sequence import NUM_DOMAINS, TokenSequence
-from tzgen.ops.hstu_attention import MaskSpec, hstu_attention
+from tzgen.modules.stu_cache import LayerCaches
+from tzgen.modules.stu_options import (
+    PRESETS,
+    MTGROptions,
+    RelativeBiasOptions,
+    STUOptions,
+    Truncation,
+    mask_spec,
+)
+from tzgen.ops.hstu_attention import hstu_attention
+from tzgen.ops.hstu_attention_cached import CachedKV, hstu_attention_cached
 
 EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class RelativeBiasOptions:
-    """The proto RelativeBias."""
-
-    num_time_buckets: int
-    use_position: bool
-    use_time: bool
-    time_bucket_divisor: float
-    max_seq_len: int | None
-
-
-@dataclass(frozen=True)
-class STUOptions:
-    """The proto STU. `recompute_*` and `sort_by_length` only trade memory for time and change
-    nothing here."""
-
-    embedding_dim: int
-    num_heads: int
-    hidden_dim: int
-    attention_dim: int
-    output_dropout_ratio: float
-    max_attn_len: int | None
-    attn_alpha: float | None
-    use_group_norm: bool
-    contextual_seq_len: int
-    sla_k1: int | None
-    sla_k2: int | None
-    scaling_seqlen: int
-    preset: str
-    activated: str | None
-    output_form: str | None
-    relative_bias: RelativeBiasOptions | None
-    append_stable: bool
-    window_keeps_contextual: bool
-    full_attn_tail: int
-
-
-@dataclass(frozen=True)
-class MTGROptions:
-    """The proto MTGR."""
-
-    group_layer_norm: bool
-    timestamp_mask: bool
-    realtime_len: int | None
-
-
-@dataclass(frozen=True)
-class _Preset:
-    activated: str
-    output_form: str
-    alpha: Callable[[int], float]
-
-
-PRESETS: Mapping[str, _Preset] = MappingProxyType(
-    {
-        "PRODUCTION": _Preset("u", "CONCAT_UOX", lambda attention_dim: attention_dim**-0.5),
-        "PAPER": _Preset("uvqk", "UX", lambda attention_dim: 1.0),
-    }
-)
 
 
 class RelativeBias(nn.Module):
@@ -128,7 +75,7 @@ class STULayer(nn.Module):
         self.num_heads = options.num_heads
         width = options.num_heads * options.hidden_dim
         self.widths = [width, width, *[options.num_heads * options.attention_dim] * 2]  # u, v, q, k
-        self.mask = _mask(options, contextual_len, mtgr)
+        self.mask = mask_spec(options, contextual_len, mtgr)
         self.by_domain = mtgr is not None and mtgr.group_layer_norm
         if self.by_domain and options.use_group_norm:
             raise ValueError("use_group_norm and mtgr.group_layer_norm both norm O: choose one")
@@ -195,24 +142,42 @@ class STULayer(nn.Module):
         timestamps: Tensor | None,
     ) -> Tensor:
         """O [L, H * hidden_dim]."""
+        constants = self._attention_constants(num_targets, timestamps)
+        attended = hstu_attention(q, k, v, offsets, max_len=max_len, **constants)
+        return attended.flatten(1)
+
+    def attend_cached(
+        self, q: Tensor, k: Tensor, v: Tensor, tokens: TokenSequence, cache: CachedKV
+    ) -> Tensor:
+        """O of new tokens, [L, H * hidden_dim]; they stand behind those in `cache`."""
+        constants = self._attention_constants(tokens.num_targets, tokens.timestamps)
+        attended = hstu_attention_cached(
+            q, k, v, tokens.offsets, cache, max_len=tokens.max_len, **constants
+        )
+        return attended.flatten(1)
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether attention reads timestamps."""
         bias = self.relative_bias
-        reads_time = self.mask.timestamp_mask or (bias is not None and bias.time is not None)
-        return hstu_attention(
-            q,
-            k,
-            v,
-            offsets,
-            max_len=max_len,
-            alpha=self.alpha,
-            divisor=float(self.divisor),
-            mask=self.mask,
-            num_targets=num_targets,
-            timestamps=timestamps if reads_time else None,
-            position_bias=None if bias is None else bias.position,
-            time_bias=None if bias is None else bias.time,
-            time_bias_divisor=0.301 if bias is None else bias.time_bucket_divisor,
-            kernel=self.kernel,
-        ).flatten(1)
+        return self.mask.timestamp_mask or (bias is not None and bias.time is not None)
+
+    def _attention_constants(
+        self, num_targets: Tensor | None, timestamps: Tensor | None
+    ) -> dict[str, Any]:
+        """Arguments that attention with and without a cache share."""
+        bias = self.relative_bias
+        return {
+            "alpha": self.alpha,
+            "divisor": float(self.divisor),
+            "mask": self.mask,
+            "num_targets": num_targets,
+            "timestamps": timestamps if self.reads_time else None,
+            "position_bias": None if bias is None else bias.position,
+            "time_bias": None if bias is None else bias.time,
+            "time_bias_divisor": 0.301 if bias is None else bias.time_bucket_divisor,
+            "kernel": self.kernel,
+        }
 
     def combine(self, x: Tensor, u: Tensor, attended: Tensor, domains: Tensor | None) -> Tensor:
         """x + Dropout(y) W_o, [L, D]."""
@@ -224,30 +189,6 @@ class STULayer(nn.Module):
     def _normalise(self, norm: nn.Module, x: Tensor, domains: Tensor | None) -> Tensor:
         out: Tensor = norm(x, domains) if isinstance(norm, DomainLayerNorm) else norm(x)
         return out
-
-
-def _mask(options: STUOptions, contextual_len: int, mtgr: MTGROptions | None) -> MaskSpec:
-    given = options.contextual_seq_len
-    by_time = mtgr is not None and mtgr.timestamp_mask
-    return MaskSpec(
-        contextual_len=contextual_len if given < 0 else given,
-        max_attn_len=options.max_attn_len or 0,
-        window_keeps_contextual=options.window_keeps_contextual,
-        append_stable=options.append_stable,
-        timestamp_mask=by_time,
-        realtime_len=(mtgr.realtime_len or 0) if mtgr is not None and by_time else 0,
-        sla_k1=options.sla_k1 or 0,
-        sla_k2=options.sla_k2 or 0,
-        full_attn_tail=options.full_attn_tail,
-    )
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """Layers from `split_layer` on run without history but its last `tail_len` tokens."""
-
-    split_layer: int
-    tail_len: int
 
 
 class STUStack(nn.Module):
@@ -307,3 +248,68 @@ class STUStack(nn.Module):
                 domains=domains,
             )
         return tokens.with_x(x)
+
+    def prefill(
+        self, tokens: TokenSequence, *, states: bool = True
+    ) -> tuple[TokenSequence, LayerCaches]:
+        """`forward` of rows without candidates, and the keys and values of every layer.
+
+        `states` False leaves out what only the last layer's states need: the tokens that come back
+        are then those that enter it.
+        """
+        domains = tokens.domains if self.by_domain else None
+        caches: list[CachedKV] = []
+        for index, layer in enumerate(self._stu_layers()):
+            if self.truncation is not None and index == self.truncation.split_layer:
+                tokens = tokens.truncated(self.truncation.tail_len, ask_device=True)
+                domains = tokens.domains if self.by_domain else None
+            u, v, q, k = layer.project(tokens.x, domains)
+            caches.append(_kept(layer, k, v, tokens))
+            if states or index + 1 < len(self.layers):
+                attended = layer.attend(
+                    q, k, v, tokens.offsets, tokens.max_len, tokens.num_targets, tokens.timestamps
+                )
+                tokens = tokens.with_x(layer.combine(tokens.x, u, attended, domains))
+        return tokens, tuple(caches)
+
+    def append(
+        self, tokens: TokenSequence, caches: LayerCaches, *, states: bool = True
+    ) -> tuple[TokenSequence, LayerCaches]:
+        """States of new events (stu_cache.continued), and their keys and values in every layer.
+
+        `states` as in `prefill`.
+        """
+        if self.truncation is not None:
+            raise ValueError("attention truncation cuts events off when newer ones arrive")
+        domains = tokens.domains if self.by_domain else None
+        new: list[CachedKV] = []
+        for layer, cache in zip(self._stu_layers(), caches, strict=True):
+            u, v, q, k = layer.project(tokens.x, domains)
+            new.append(_kept(layer, k, v, tokens))
+            if states or len(new) < len(self.layers):
+                attended = layer.attend_cached(q, k, v, tokens, cache)
+                tokens = tokens.with_x(layer.combine(tokens.x, u, attended, domains))
+        return tokens, tuple(new)
+
+    def score(self, tokens: TokenSequence, caches: LayerCaches) -> TokenSequence:
+        """States of candidates (stu_cache.continued) behind the cached rows."""
+        domains = tokens.domains if self.by_domain else None
+        for layer, cache in zip(self._stu_layers(), caches, strict=True):
+            u, v, q, k = layer.project(tokens.x, domains)
+            attended = layer.attend_cached(q, k, v, tokens, cache)
+            tokens = tokens.with_x(layer.combine(tokens.x, u, attended, domains))
+        return tokens
+
+    def _stu_layers(self) -> list[STULayer]:
+        return [cast(STULayer, layer) for layer in self.layers]
+
+
+def _kept(layer: STULayer, k: Tensor, v: Tensor, tokens: TokenSequence) -> CachedKV:
+    """Keys and values of these tokens as a contiguous cache: k and v share memory with u and q."""
+    return CachedKV(
+        k.contiguous(),
+        v.contiguous(),
+        tokens.offsets.diff(),
+        tokens.max_len,
+        timestamps=tokens.timestamps if layer.reads_time else None,
+    )

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,7 +17,15 @@ from tzgen.modules.preprocessors import (
     create_input_preprocessor,
 )
 from tzgen.modules.sequence import Events, TokenSequence
-from tzgen.modules.stu import MTGROptions, STUOptions, STUStack, Truncation
+from tzgen.modules.stu import STUStack
+from tzgen.modules.stu_cache import (
+    UserCache,
+    candidates_of,
+    continued,
+    history_of,
+    newest_time,
+)
+from tzgen.modules.stu_options import MTGROptions, STUOptions, Truncation
 
 
 @dataclass(frozen=True)
@@ -85,12 +94,14 @@ class HSTUTransducer(nn.Module):
 
     def encode(self, events: Events) -> TokenSequence:
         """The tokens that reach the last layer, with its states, before the postprocessor."""
-        tokens = self.preprocessor(events)
+        encoded: TokenSequence = self.stack(self._placed(self.preprocessor(events)))
+        return encoded
+
+    def _placed(self, tokens: TokenSequence) -> TokenSequence:
+        """Tokens with positions and ages, as the first layer reads them."""
         if self.positions is not None:
             tokens = tokens.with_x(self.positions(tokens))
-        x = F.dropout(tokens.x, self.input_dropout_ratio, training=self.training)
-        encoded: TokenSequence = self.stack(tokens.with_x(x))
-        return encoded
+        return tokens.with_x(F.dropout(tokens.x, self.input_dropout_ratio, training=self.training))
 
     def forward(self, events: Events) -> Tensor:
         """States of the candidates, [T, embedding_dim], in the order of `events.candidates`."""
@@ -98,3 +109,76 @@ class HSTUTransducer(nn.Module):
         states = encoded.x.index_select(0, encoded.targets)
         out: Tensor = self.postprocessor(states, events.candidate_timestamps)
         return out
+
+    def encode_user(self, events: Events) -> UserCache:
+        """Contextual tokens and history, without the candidates of `events`, as a cache.
+
+        `events.query_time` is the request's: ages are measured from it. Call eval() before.
+        """
+        self._refuse_training()
+        history = history_of(events)
+        tokens = self._placed(self.preprocessor(history))
+        _, layers = self.stack.prefill(tokens, states=False)
+        return UserCache(
+            layers,
+            lengths=tokens.lengths,
+            query_time=events.query_time,
+            newest=newest_time(history, torch.zeros_like(tokens.lengths)),
+            contextual=events.contextual if self.preprocessor.contextual_len else None,
+            max_len=tokens.max_len,
+        )
+
+    def score(self, events: Events, cache: UserCache) -> Tensor:
+        """States of the candidates, [T, embedding_dim]: `forward` without the history.
+
+        Of `events`, candidates, their numbers and times are read; rows are those of the cache.
+        """
+        self._refuse_training()
+        alone = self.preprocessor(candidates_of(events, cache))
+        tokens = continued(
+            alone.x.index_select(0, alone.targets),
+            events.num_candidates,
+            cached=cache.lengths,
+            targets=True,
+            timestamps=events.candidate_timestamps,
+            query_time=cache.query_time,
+            max_new=events.max_candidates,
+            contextual_len=alone.contextual_len,
+        )
+        states = self.stack.score(self._placed(tokens), cache.layers).x
+        out: Tensor = self.postprocessor(states, events.candidate_timestamps)
+        return out
+
+    def append(self, events: Events, cache: UserCache) -> UserCache:
+        """The new events of `events` behind the cached rows: a cache of these tokens alone.
+
+        `cache.extended` joins both; a paged cache takes the new tokens into its pages. Valid where
+        nothing that follows a token reaches it: config/stability.py says when, the model refuses.
+        """
+        self._refuse_training()
+        fresh = history_of(replace(events, contextual=cache.contextual))
+        alone, per_event = self.preprocessor(fresh), self.preprocessor.tokens_per_event
+        steps = torch.arange(per_event, device=alone.x.device)
+        tokens = continued(
+            alone.x.index_select(0, (alone.history.unsqueeze(1) + steps).flatten()),
+            fresh.uih_lengths * per_event,
+            cached=cache.lengths,
+            targets=False,
+            timestamps=fresh.uih_timestamps.repeat_interleave(per_event),
+            query_time=events.query_time,
+            max_new=fresh.max_uih_len * per_event,
+            contextual_len=alone.contextual_len,
+        )
+        _, layers = self.stack.append(self._placed(tokens), cache.layers, states=False)
+        return UserCache(
+            layers,
+            lengths=fresh.uih_lengths * per_event,
+            query_time=events.query_time,
+            newest=newest_time(fresh, cache.newest),
+            contextual=cache.contextual,
+            max_len=tokens.max_len,
+        )
+
+    def _refuse_training(self) -> None:
+        if self.training:
+            raise ValueError("caches are for inference, without dropout: call eval() first")

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and values that STU layers leave behind, and the tokens that go on from them.
+
+    prefill    [contextual | history]                 -> states, K and V of every layer
+    append     new events      against the cache      -> states, K and V of the new tokens
+    score      candidates      against the cache      -> states
+
+B rows, L new tokens, C contextual tokens, T candidates. A layer's cache is a `CachedKV`, contiguous
+or paged; layers behind an attention truncation hold fewer tokens than those before it. What may be
+reused when: docs/kv_cache.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tzgen.modules.sequence import Events, TokenSequence, last_time
+from tzgen.ops import jagged
+from tzgen.ops.hstu_attention_cached import CachedKV
+
+LayerCaches = tuple[CachedKV, ...]
+
+
+@dataclass(frozen=True)
+class UserCache:
+    """Everything of a batch of users that scoring needs: an encoded history.
+
+    layers: one CachedKV a layer. lengths int64 [B]: tokens of each row, those that a truncation cut
+    off included. query_time int64 [B]: the request that ages were measured from. newest int64 [B]:
+    time of the newest event, 0 without one. contextual [B, C, Dx]: the features that the contextual
+    tokens (and generated weights) were made of, or None. max_len: at least the longest row.
+    """
+
+    layers: LayerCaches
+    lengths: Tensor
+    query_time: Tensor
+    newest: Tensor
+    contextual: Tensor | None
+    max_len: int
+
+    def extended(self, new: UserCache) -> UserCache:
+        """With the tokens of `new` (an append's result) behind each row; contiguous caches."""
+        pairs = zip(self.layers, new.layers, strict=True)
+        return replace(
+            new,
+            layers=tuple(joined(held, fresh) for held, fresh in pairs),
+            lengths=self.lengths + new.lengths,
+            max_len=self.max_len + new.max_len,
+        )
+
+
+def joined(cache: CachedKV, new: CachedKV) -> CachedKV:
+    """Row by row, the tokens of both; contiguous. Copies everything: pages do not have to."""
+    if cache.table is not None or new.table is not None:
+        raise ValueError(
+            "joined() takes contiguous caches; write new tokens into the pages instead"
+        )
+    places = jagged.concat_places([cache.lengths, new.lengths], [cache.k.size(0), new.k.size(0)])
+
+    def laid_out(held: Tensor, fresh: Tensor) -> Tensor:
+        out = held.new_empty(held.size(0) + fresh.size(0), *held.shape[1:])
+        return out.index_copy_(0, places[0], held).index_copy_(0, places[1], fresh)
+
+    times = None
+    if cache.timestamps is not None and new.timestamps is not None:
+        times = laid_out(cache.timestamps, new.timestamps)
+    return CachedKV(
+        laid_out(cache.k, new.k),
+        laid_out(cache.v, new.v),
+        cache.lengths + new.lengths,
+        cache.max_len + new.max_len,
+        timestamps=times,
+    )
+
+
+def history_of(events: Events) -> Events:
+    """The same rows without candidates."""
+    candidates = None if events.candidates is None else events.candidates[:0]
+    return replace(
+        events,
+        candidates=candidates,
+        num_candidates=torch.zeros_like(events.uih_lengths),
+        candidate_timestamps=events.candidate_timestamps[:0],
+        max_candidates=0,
+    )
+
+
+def candidates_of(events: Events, cache: UserCache) -> Events:
+    """The candidates alone: no history, and the features and the request that the cache knows."""
+    return replace(
+        events,
+        uih=events.uih[:0],
+        uih_lengths=torch.zeros_like(events.num_candidates),
+        uih_timestamps=events.uih_timestamps[:0],
+        actions=None if events.actions is None else events.actions[:0],
+        watchtimes=None if events.watchtimes is None else events.watchtimes[:0],
+        contextual=cache.contextual,
+        query_time=cache.query_time,
+        max_uih_len=0,
+    )
+
+
+def candidate_chunks(
+    num_candidates: Tensor, total: int, max_candidates: int, size: int
+) -> Sequence[tuple[Tensor, Tensor]]:
+    """Cut every row's candidates into chunks of `size`: (which of the T, how many a row) a chunk.
+
+    num_candidates int64 [B], T = `total`. Chunk c holds candidates [c * size, (c + 1) * size) of
+    every row, int64 [t] and int64 [B]; rows that have no more give none.
+    """
+    _, places = jagged.place_index(num_candidates, total)
+    chunks = []
+    for start in range(0, max_candidates, size):
+        inside = (places >= start) & (places < start + size)
+        counts = (num_candidates - start).clamp(min=0, max=size)
+        chunks.append((inside.nonzero().flatten(), counts))
+    return chunks
+
+
+def continued(
+    x: Tensor,
+    lengths: Tensor,
+    *,
+    cached: Tensor,
+    targets: bool,
+    timestamps: Tensor,
+    query_time: Tensor,
+    max_new: int,
+    contextual_len: int,
+) -> TokenSequence:
+    """New tokens x [L, D], `lengths` int64 [B] of them a row, behind `cached` int64 [B] tokens.
+
+    `targets`: whether they are candidates or events. Places and lengths are those of whole rows, as
+    positions and domains read them; offsets and max_len are of the new tokens, as attention does.
+    """
+    rows, within = jagged.place_index(lengths, x.size(0))
+    index = torch.arange(x.size(0), device=x.device)
+    return TokenSequence(
+        x=x,
+        lengths=cached + lengths,
+        offsets=jagged.offsets_of(lengths),
+        num_targets=lengths if targets else torch.zeros_like(lengths),
+        rows=rows,
+        places=cached.index_select(0, rows) + within,
+        timestamps=timestamps,
+        history=index[:0] if targets else index,
+        targets=index if targets else index[:0],
+        query_time=query_time,
+        max_len=max_new,
+        max_targets=max_new if targets else 0,
+        contextual_len=contextual_len,
+    )
+
+
+def newest_time(events: Events, fallback: Tensor) -> Tensor:
+    """Time of each row's newest event, int64 [B]; `fallback` where there is none."""
+    return last_time(events.uih_timestamps, events.uih_lengths, fallback)
