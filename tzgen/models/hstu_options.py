@@ -19,6 +19,11 @@ def hstu_options(message: Message) -> HSTUOptions:
     return options(HSTUOptions, resolved)
 
 
+def channel_name(hstu: Message) -> str:
+    """The group that holds the history of an HSTU message, and the first part of its others."""
+    return str(hstu.name or "uih")
+
+
 def chosen_preprocessor(hstu: Message) -> Message | None:
     """The member of input_preprocessor that is set."""
     name = hstu.input_preprocessor.WhichOneof("input_preprocessor")
