@@ -75,26 +75,12 @@ def between(people: list[User], start: list[int], stop: list[int]) -> list[User]
     ]
 
 
-def pick(events: Events, chosen: Tensor, counts: Tensor) -> Events:
-    """Some candidates of every row."""
-    assert events.candidates is not None
-    return replace(
-        events,
-        candidates=events.candidates[chosen],
-        candidate_timestamps=events.candidate_timestamps[chosen],
-        num_candidates=counts,
-        max_candidates=int(counts.max()),
-    )
-
-
 def scored(transducer: HSTUTransducer, events: Events, cache: UserCache, size: int) -> Tensor:
     """States of all candidates, in chunks of `size` a row."""
     total = events.candidate_timestamps.size(0)
     out = torch.full((total, 8), torch.nan, dtype=events.uih.dtype)
-    for chosen, counts in candidate_chunks(
-        events.num_candidates, total, events.max_candidates, size
-    ):
-        out[chosen] = transducer.score(pick(events, chosen, counts), cache)
+    for chosen, chunk in candidate_chunks(events, size):
+        out[chosen] = transducer.score(chunk, cache)
     return out
 
 
@@ -195,10 +181,17 @@ def test_keys_do_not_hold_the_whole_projection() -> None:
 
 
 def test_chunks_hold_every_candidate_once() -> None:
-    counts = torch.tensor([5, 0, 2, 3])
-    chunks = candidate_chunks(counts, 10, 5, 2)
-    assert [part.tolist() for _, part in chunks] == [[2, 0, 2, 2], [2, 0, 0, 1], [1, 0, 0, 0]]
-    assert [chosen.tolist() for chosen, _ in chunks] == [[0, 1, 5, 6, 7, 8], [2, 3, 9], [4]]
+    events = batch_events(users([(1, 5), (2, 0), (0, 2), (3, 3)]))
+    chunks = candidate_chunks(events, 2)
+    counts = [chunk.num_candidates.tolist() for _, chunk in chunks]
+    assert counts == [[2, 0, 2, 2], [2, 0, 0, 1], [1, 0, 0, 0]]
+    assert [c.tolist() for c, _ in chunks] == [[0, 1, 5, 6, 7, 8], [2, 3, 9], [4]]
+    assert events.candidates is not None
+    for chosen, chunk in chunks:
+        assert chunk.candidates is not None and chunk.max_candidates == 2
+        assert torch.equal(chunk.candidates, events.candidates[chosen])
+        assert torch.equal(chunk.candidate_timestamps, events.candidate_timestamps[chosen])
+    assert candidate_chunks(batch_events(users([(3, 0)])), 2) == []
 
 
 def test_joining_lays_rows_behind_each_other() -> None:

@@ -12,7 +12,6 @@ reused when: docs/kv_cache.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -104,20 +103,28 @@ def candidates_of(events: Events, cache: UserCache) -> Events:
     )
 
 
-def candidate_chunks(
-    num_candidates: Tensor, total: int, max_candidates: int, size: int
-) -> Sequence[tuple[Tensor, Tensor]]:
-    """Cut every row's candidates into chunks of `size`: (which of the T, how many a row) a chunk.
+def candidate_chunks(events: Events, size: int) -> list[tuple[Tensor, Events]]:
+    """The candidates of every row in chunks of at most `size`, in order of the row.
 
-    num_candidates int64 [B], T = `total`. Chunk c holds candidates [c * size, (c + 1) * size) of
-    every row, int64 [t] and int64 [B]; rows that have no more give none.
+    Chunk c is the rows with their candidates [c * size, (c + 1) * size), and which of the T these
+    are, int64. Rows that have no more give none. Asks the device once how large the chunks are.
     """
-    _, places = jagged.place_index(num_candidates, total)
+    if events.candidates is None:
+        raise ValueError("there are no candidates to cut")
+    _, places = jagged.place_index(events.num_candidates, events.candidates.size(0))
+    number = places // size
+    order = torch.argsort(number, stable=True)
     chunks = []
-    for start in range(0, max_candidates, size):
-        inside = (places >= start) & (places < start + size)
-        counts = (num_candidates - start).clamp(min=0, max=size)
-        chunks.append((inside.nonzero().flatten(), counts))
+    for index, chosen in enumerate(order.split(torch.bincount(number).tolist())):
+        left = events.num_candidates - index * size
+        chunk = replace(
+            events,
+            candidates=events.candidates.index_select(0, chosen),
+            candidate_timestamps=events.candidate_timestamps.index_select(0, chosen),
+            num_candidates=left.clamp(min=0, max=size),
+            max_candidates=min(size, events.max_candidates),
+        )
+        chunks.append((chosen, chunk))
     return chunks
 
 
