@@ -81,12 +81,15 @@ class Head(nn.Module):
         detached = {name: term.detach() for name, term in terms.items()}
         return loss, StepOutput(loss.detach(), detached, outputs.map(Tensor.detach), batch)
 
-    def outputs(self, groups: Mapping[str, Tensor | Ragged]) -> Outputs:
-        """The model under the configured autocast; its outputs are float32."""
+    def outputs(self, groups: Mapping[str, Tensor | Ragged], *, predict: bool = False) -> Outputs:
+        """The model under the configured autocast; its floating outputs are float32.
+
+        `predict`: what is served (Model.predict) instead of what is trained.
+        """
         device = _device_of(groups)
         with torch.autocast(device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            outputs: Outputs = self.model(groups)
-        return outputs.map(Tensor.float)
+            outputs: Outputs = self.model.predict(dict(groups)) if predict else self.model(groups)
+        return outputs.map(_float32)
 
     def counts(self, batch: Batch) -> Tensor:
         """Loss denominators of a whole batch, before it is cut into micro-batches."""
@@ -123,7 +126,7 @@ class Pipeline:
     def predict(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         """({"probs_is_click": [N], ...}, candidates per row or None) of one batch, no gradients."""
         with torch.no_grad():
-            outputs = self.module.head.outputs(self.module.embeddings(batch))
+            outputs = self.module.head.outputs(self.module.embeddings(batch), predict=True)
             return predictions(outputs, self.tasks), outputs.repeat
 
     def train_metrics(self) -> TrainMetrics:
@@ -319,6 +322,10 @@ def _engine(train_config: Any) -> Engine:
         LOGGER.info("train_config.embedding_engine AUTO: %s", engine)
         return engine
     return "torchrec" if names[asked].name == "TORCHREC" else "local"
+
+
+def _float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _autocast_dtype(name: str) -> torch.dtype | None:

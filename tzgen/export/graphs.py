@@ -74,12 +74,13 @@ class FullGraph(nn.Module):
     def __init__(self, pipeline: Pipeline, inputs: Sequence[GraphInput]) -> None:
         super().__init__()
         self.head = pipeline.module.head
+        self._decodes = pipeline.model.decodes
         self.inputs = tuple(inputs)
         self._tasks = pipeline.tasks
         self.output_names: tuple[str, ...] = ()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.head.outputs(unflatten(tensors, self.inputs))
+        outputs = self.head.outputs(unflatten(tensors, self.inputs), predict=self._decodes)
         named = predictions(outputs, self._tasks)
         if outputs.repeat is not None:
             named = {**named, "repeat": outputs.repeat}

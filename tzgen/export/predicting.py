@@ -99,10 +99,13 @@ def to_rows(batch: Batch, outputs: dict[str, Tensor], repeat: Tensor | None) -> 
 
 
 def _array(value: Tensor) -> pa.Array:
-    flat = value.detach().float().cpu().contiguous()
-    if flat.dim() == 1:
-        return pa.array(flat.numpy())
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.flatten().numpy()), flat.shape[1])
+    """Floats as float32, integers as they are; every dimension after the first nests lists."""
+    flat = value.detach().cpu().contiguous()
+    flat = flat.float() if flat.is_floating_point() else flat
+    array = pa.array(flat.flatten().numpy())
+    for size in reversed(flat.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
 
 
 def _chosen(outputs: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:

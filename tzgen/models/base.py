@@ -25,18 +25,21 @@ class Outputs:
     """logits: task -> float [N], or [N, num_class]. tensors: what losses need beside logits.
 
     repeat: int64 [B], how many of the N examples each row holds; None when a row is one example.
+    decoded: what `predict` says beside logits, any dtype, [N, ...]: codes, item ids, scores.
     """
 
     logits: dict[str, Tensor]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     repeat: Tensor | None = None
+    decoded: dict[str, Tensor] = field(default_factory=dict)
 
     def map(self, move: Callable[[Tensor], Tensor]) -> Outputs:
-        """The same outputs with `move` applied to logits and tensors."""
+        """The same outputs with `move` applied to logits, tensors and what was decoded."""
         return Outputs(
             {name: move(value) for name, value in self.logits.items()},
             {name: move(value) for name, value in self.tensors.items()},
             self.repeat,
+            {name: move(value) for name, value in self.decoded.items()},
         )
 
     @staticmethod
@@ -69,6 +72,10 @@ class Model(nn.Module):
 
     pointwise: ClassVar[bool] = False  # groups arrive with one row a candidate
     reads_any_group: ClassVar[bool] = False  # groups beyond `required_groups` are read too
+    decodes: ClassVar[bool] = (
+        False  # losses and metrics are of its own tensors; no tasks, no labels
+    )
+    fits: ClassVar[bool] = False  # trained by `observe` and `fit`, not by gradients
 
     def __init__(
         self,
@@ -88,6 +95,14 @@ class Model(nn.Module):
         """What is served: scores, or decoded items where a model generates."""
         out: Outputs = self(groups)
         return out
+
+    def observe(self, groups: Groups) -> None:
+        """With `fits`: take note of a batch of this rank; called for every batch of one epoch."""
+        raise NotImplementedError
+
+    def fit(self) -> None:
+        """With `fits`: train on what was observed; all ranks call it together, once."""
+        raise NotImplementedError
 
     @classmethod
     def required_groups(cls, config: Message) -> tuple[GroupRule, ...]:

@@ -6,7 +6,7 @@
     regression    y_<task> [N]
     list-wise     logits_<task> [N]
 
-A model with one unnamed task has no suffix.
+A model with one unnamed task has no suffix. What a model decodes (codes, items) keeps its names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tzgen.models.base import Outputs
 
 
 def predictions(outputs: Outputs, tasks: Sequence[TaskSpec]) -> dict[str, Tensor]:
-    """Every task's outputs by name, float32, in task order."""
+    """Every task's outputs by name, float32, in task order; then what was decoded, as it is."""
     named: dict[str, Tensor] = {}
     for task in tasks:
         logits, suffix, kind = logits_of(outputs, task), task.suffix, task.output
@@ -37,7 +37,7 @@ def predictions(outputs: Outputs, tasks: Sequence[TaskSpec]) -> dict[str, Tensor
             named[f"probs{suffix}"] = probs
             if task.num_class == 2:
                 named[f"probs1{suffix}"] = probs[:, 1]
-    return named
+    return {**named, **outputs.decoded}
 
 
 def logits_of(outputs: Outputs, task: TaskSpec) -> Tensor:
