@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answering requests: what is kept of users between them."""
