@@ -30,6 +30,7 @@ def test_there_are_examples() -> None:
         "dlrm_hstu_ml100k",
         "dlrm_hstu_kuairand",
         "dlrm_hstu_mtgr_kuairand",
+        "ultra_hstu_kuairand",
         "mmoe_kuairand",
         "ple_kuairand",
     }

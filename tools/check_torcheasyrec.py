@@ -35,7 +35,7 @@ EVAL_ROWS = 32
 # What may be changed in a text, beside its paths.
 READER = "data_config.dataset_type=ParquetDataset"
 # A text of a supported model may be refused for one option, except these, which must train.
-MUST_TRAIN = re.compile(r"(dlrm_hstu|mmoe|ple)(_[a-z0-9_]*)?\.config")
+MUST_TRAIN = re.compile(r"(dlrm_hstu|(dlrm_)?ultra_hstu|mmoe|ple)(_[a-z0-9_]*)?\.config")
 CHECKPOINT = re.compile(r"model\.ckpt-(\d+)$")
 BYTES = {"FP16": 2, "BF16": 2}
 

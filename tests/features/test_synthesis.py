@@ -142,3 +142,24 @@ def test_sequences_of_a_nested_group_have_equal_lengths() -> None:
     paid, bought = batch.dense["paid"], batch.ids["buys"].seq_lengths
     assert isinstance(paid, Ragged) and bought is not None
     assert torch.equal(bought, paid.lengths) and paid.lengths.unique().numel() > 1
+
+
+def test_sequences_over_one_column_have_one_length() -> None:
+    """A second, shorter view of a history beside the whole of it."""
+    config = make_config(
+        """data_config { fg_mode: FG_DAG }
+        feature_configs { sequence_feature { sequence_name: "uih" sequence_length: 30
+          features { id_feature { feature_name: "i" expression: "item:i" num_buckets: 9
+            embedding_dim: 4 } }
+          features { raw_feature { feature_name: "t" expression: "user:t" } } } }
+        feature_configs { sequence_id_feature { feature_name: "last" expression: "user:uih__i"
+          sequence_length: 4 num_buckets: 5 embedding_dim: 4 } }"""
+    )
+    features = create_features(config)
+    table = synthesise(config, features, ROWS, seed=2)
+    assert table.column_names == ["uih__i", "uih__t"]
+    (rows,) = table.combine_chunks().to_batches()
+    batch = FeatureParser(config, features).parse(rows, make_source(ROWS))
+    whole, last = batch.ids["uih__i"].seq_lengths, batch.ids["last"].seq_lengths
+    assert whole is not None and last is not None
+    assert torch.equal(last, whole.clamp(max=4)) and int(whole.max()) > 4

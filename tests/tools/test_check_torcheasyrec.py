@@ -78,7 +78,9 @@ def test_surprises(
         ("mmoe_has_sequence.config", True),
         ("mmoe_taobao_backbone.config", True),
         ("dlrm_criteo.config", False),
-        ("dlrm_ultra_hstu_cutlass_kuairand_1k.config", False),
+        ("dlrm_ultra_hstu_cutlass_kuairand_1k.config", True),
+        ("ultra_hstu_cutlass_kuairand_1k.config", True),
+        ("ultra_deep.config", False),
         ("multi_tower.config", False),
     ],
 )

@@ -36,6 +36,7 @@ def parse(config_name: str, file: Path) -> Batch:
     [
         "dlrm_hstu_kuairand.config",
         "dlrm_hstu_mtgr_kuairand.config",
+        "ultra_hstu_kuairand.config",
         "mmoe_kuairand.config",
         "ple_kuairand.config",
     ],

@@ -23,7 +23,7 @@ from tzgen.errors import Problem
 # Field numbers from here up are forms that TorchEasyRec itself no longer writes.
 EARLIER = 2000
 # Members of ModelConfig.model that can be trained.
-MODELS = ("dlrm_hstu", "simple_multi_task", "mmoe", "ple")
+MODELS = ("dlrm_hstu", "ultra_hstu", "simple_multi_task", "mmoe", "ple")
 
 
 class Status(Enum):

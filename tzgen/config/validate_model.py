@@ -213,9 +213,23 @@ def _timestamp_norm(message: Message, path: str) -> Iterator[Problem]:
 def _dlrm_hstu(message: Message, path: str) -> Iterator[Problem]:
     yield from _present(message, path, "hstu", "fusion_mtl_tower")
     yield from _positive(message, path, "max_seq_len", "item_embedding_hidden_dim")
-    if message.hstu.input_preprocessor.HasField("uih_preprocessor"):
+    yield from _has_candidates(message.hstu, join(path, "hstu"))
+
+
+def _ultra_hstu(message: Message, path: str) -> Iterator[Problem]:
+    yield from _present(message, path, "fusion_mtl_tower")
+    yield from _positive(message, path, "max_seq_len", "item_embedding_hidden_dim")
+    if not message.hstu:
+        remedy = "Write one hstu { name: ... } for each history of a user."
+        yield Problem(join(path, "hstu"), "nothing", "at least one channel", remedy)
+    for index, hstu in enumerate(message.hstu):
+        yield from _has_candidates(hstu, join(path, f"hstu[{index}]"))
+
+
+def _has_candidates(hstu: Message, path: str) -> Iterator[Problem]:
+    if hstu.input_preprocessor.HasField("uih_preprocessor"):
         yield Problem(
-            join(path, "hstu.input_preprocessor.uih_preprocessor"),
+            join(path, "input_preprocessor.uih_preprocessor"),
             "a preprocessor without candidates",
             "contextual_preprocessor or contextual_interleave_preprocessor",
             "uih_preprocessor belongs to hstu_match.",
@@ -266,4 +280,5 @@ _CHECKS: Mapping[str, Callable[[Message, str], Iterator[Problem]]] = {
     "PLEExperts": _extraction_networks,
     "RelativeBias": _relative_bias,
     "STU": _stu,
+    "UltraHSTU": _ultra_hstu,
 }

@@ -92,6 +92,10 @@ def synthesise(
     return pa.table(columns)
 
 
+def _steps(entry: Input) -> bool:
+    return entry.source == "column" and entry.layout.sequence
+
+
 @dataclass
 class _Maker:
     config: Message
@@ -112,9 +116,15 @@ class _Maker:
         labels = label_columns(self.config, self.features)
         owners = {owner for _, _, owner in (*labels.labels, *labels.weights) if owner}
         used = [feature for feature in self.features if not feature.stub]
+        columns = {f.name: {entry.name for entry in f.inputs if _steps(entry)} for f in used}
+        set_of_column: dict[str, str] = {}  # a column has one length, whoever else reads it
         for names in equally_long(self.config, used, padded=True):
-            first = names[0]
+            read = set().union(*(columns[name] for name in names))
+            first = next((set_of_column[c] for c in read if c in set_of_column), names[0])
             self.set_of |= dict.fromkeys(names, first)
+            set_of_column |= dict.fromkeys(read, first)
+            if first in self.lengths:
+                continue
             limits = [f.sequence_length for f in self.features if f.name in names]
             longest = min([limit for limit in limits if limit] + [_LONGEST])
             candidate = bool(owners & set(names)) or any(

@@ -5,3 +5,4 @@ from tzgen.models import dlrm_hstu as dlrm_hstu
 from tzgen.models import mmoe as mmoe
 from tzgen.models import ple as ple
 from tzgen.models import simple_multi_task as simple_multi_task
+from tzgen.models import ultra_hstu as ultra_hstu
