@@ -117,7 +117,7 @@ class Lives(RuleBasedStateMachine):
         self.clock, self.version = 1_000, 0
         self.models = [Toy(0), Toy(1)]
 
-    @initialize(pages=st.integers(6, 14))
+    @initialize(pages=st.integers(2, 9))
     def start(self, pages: int) -> None:
         self.cache = UserCache(PagedKVCache(SHAPE, num_pages=pages), append_stable=True)
         self.poison()
@@ -171,7 +171,8 @@ class Lives(RuleBasedStateMachine):
                 self.poison()
                 got = self.score(model, request, users, offered)
         except CacheBudgetError:
-            assert sum(len(self.histories[user]) for user in users) > 2 * PAGE
+            needed = sum(SHAPE.pages_of(1 + len(self.histories[user])) for user in users)
+            assert needed > self.cache.pages.num_pages, "refused although it fits"
             return
         except Lost:
             self.poison()
@@ -219,6 +220,9 @@ class Lives(RuleBasedStateMachine):
         if not hasattr(self, "cache"):
             return
         pages = self.cache.pages
+        for handle in pages.handles:
+            used = SHAPE.pages_of(pages.length(handle))
+            assert len(pages._sequence(handle).pages) == used, "reserved pages were not given back"
         held = [page for h in pages.handles for page in pages._sequence(h).pages]
         assert len(held) == len(set(held)) == pages.used_pages
         assert len(pages.handles) == self.cache.statistics().users
