@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trie against sets of prefixes: nodes, children, items, on odd catalogues and stored arrays."""
+"""The trie against sets of prefixes: nodes, children, items; odd catalogues and stored arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tzgen.decoding.order import keys_of, sort_codes
+from tzgen.decoding.order import keys_of
 from tzgen.decoding.trie import Trie
 
 BOTH = pytest.mark.parametrize("dense_bytes", [0, 1 << 26], ids=["csr", "dense"])
@@ -93,14 +93,6 @@ def test_codes_whose_product_passes_int64() -> None:
     assert trie.levels[1].tokens.dtype == torch.int64 and trie.levels[0].bias is None
     assert trie.items[trie.find(codes)].tolist() == list(range(2000))
     assert trie.codes_of(trie.find(codes)[:3]).tolist() == codes[:3].tolist()
-
-
-def test_sorting_keeps_row_order_of_equal_codes() -> None:
-    for sizes in ([3, 2], [1 << 40, 1 << 40]):
-        codes = torch.randint(0, 2, (50, 2))
-        rows = codes.tolist()
-        want = sorted(range(50), key=lambda row: (rows[row], row))  # noqa: B023
-        assert sort_codes(codes, sizes).order.tolist() == want
 
 
 def test_dense_where_many_codes_follow_and_memory_allows() -> None:
