@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checking.worlds import HSTU, hstu_rows, tried
+from checking.worlds import HSTU, ULTRA, hstu_rows, tried
 from tzgen.checking import layout
+from tzgen.checking.batch import batch_section
 from tzgen.checking.dry_run import DryRun, transducers
 from tzgen.checking.layout import Picture, draw, layout_section, pictures, row_of, shrink
 from tzgen.ops.hstu_attention.mask import MaskSpec, dense_mask
@@ -152,6 +153,38 @@ def test_layers_of_different_masks_are_drawn_apart(tmp_path: Path) -> None:
     first, second = pictures(run)
     assert (first.title, second.title) == ("transducer, layers [0]", "transducer, layers [1]")
     assert not torch.equal(first.seen, second.seen)
+
+
+def test_channels_and_cuts_are_drawn_apart(tmp_path: Path) -> None:
+    run = tried(tmp_path, ULTRA, hstu_rows())
+    first, second, cut = pictures(run)
+    assert [one.title for one in (first, second, cut)] == [
+        "channel uih, all layers",
+        "channel again, layers [0]",
+        "channel again, layers [1]",
+    ]
+    assert second.labels[2:8] == ("h1", "h2", "h3", "h4", "h5", "h6") and second.remarks == ()
+    assert cut.labels == ("c1", "c2", "h4", "h5", "h6", "t1", "t2", "t3")
+    assert "its last 4 tokens are left (truncation); drawn as 3" in cut.remarks[0]
+    for one in (second, cut):  # sla_k1 2, sla_k2 3
+        end = one.kinds.count(0) + one.kinds.count(1)
+        for i in range(len(one.labels)):
+            for j in range(len(one.labels)):
+                near = j <= i and (j > i - 2 or j < 3)
+                want = i == j or (j < end and (i >= end or near))
+                assert bool(one.seen[i, j]) == want, (one.title, i, j)
+    told = layout_section(run)
+    assert told.count("tokens and mask: ") == 3
+    assert row_of(run, cut.transducer, 600, cut.tail_len)[:2] == (2 + 4 + 3, 3)  # type: ignore[index]
+    report = batch_section(run)
+    assert "tokens, channel uih " in report and "tokens, channel again " in report
+
+
+def test_lengths_of_semi_local_attention_are_shrunk_too() -> None:
+    drawn, told = shrink(MaskSpec(2, sla_k1=256, sla_k2=32))
+    assert drawn == MaskSpec(2, sla_k1=3, sla_k2=3) and len(told) == 2
+    drawn, told = shrink(MaskSpec(2, 64, full_attn_tail=32))
+    assert drawn == MaskSpec(2, 3, full_attn_tail=2) and len(told) == 2
 
 
 def test_models_without_attention(tower: DryRun) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from checking.worlds import ULTRA, hstu_rows, tried
 from tzgen.checking import plot as module
 from tzgen.checking.dry_run import DryRun
 from tzgen.checking.layout import pictures
@@ -40,6 +41,15 @@ def test_the_file_holds_both_panels(hstu: DryRun, tmp_path: Path) -> None:
         for colour in ((42, 157, 143), (74, 111, 165), (224, 122, 63)):
             near = (half * 255 - torch.tensor(colour)).abs().amax(-1) < 2
             assert near.float().mean() > 0.001, colour
+
+
+def test_each_channel_and_cut_has_its_panels(tmp_path: Path) -> None:
+    run = tried(tmp_path, ULTRA, hstu_rows())
+    panels = list(module._panels(run))
+    assert [small.title for small, _ in panels] == [one.title for one in pictures(run)]
+    rows = [row for _, row in panels if row is not None]
+    assert [kinds.count(1) for _, kinds in rows] == [6, 6, 4]
+    assert not torch.equal(rows[0][0], rows[1][0])
 
 
 def test_a_batch_of_long_rows_only(

@@ -18,6 +18,23 @@ CPU = torch.device("cpu")
 TEXTS = Path(__file__).parent / "texts"
 HSTU = (TEXTS / "hstu.config").read_text()
 TOWER = (TEXTS / "tower.config").read_text()
+# The ranker with a second channel over the same columns: semi-local, and cut before its last layer.
+_CHANNEL = HSTU[HSTU.index("    hstu {") : HSTU.index("    fusion_mtl_tower")]
+_SECOND = _CHANNEL.replace("hstu {", 'hstu { name: "again"', 1).replace(
+    "attention_dim: 3", "attention_dim: 3 sla_k1: 2 sla_k2: 3"
+)
+_CUT = "attn_num_layers: 2 attn_truncation_split_layer: 1 attn_truncation_tail_len: 4"
+_SECOND = _SECOND.replace("attn_num_layers: 2", _CUT)
+_GROUPS = "".join(
+    f'feature_groups {{ group_name: "again{suffix}" feature_names: "seen__{name}" '
+    "group_type: JAGGED_SEQUENCE }\n"
+    for suffix, name in (("", "item"), ("_action", "act"))
+)
+ULTRA = (
+    HSTU.replace(_CHANNEL, _CHANNEL.replace("hstu {", 'hstu { name: "uih"', 1) + _SECOND)
+    .replace("dlrm_hstu {", "ultra_hstu {")
+    .replace("  ultra_hstu", _GROUPS + "  ultra_hstu")
+)
 # Row 1 has 8 events (two too many), row 2 none; candidates 1, 3, 2, 1.
 HISTORY = ([1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [], [1])
 ACTS = ([0, 1, 2], [3, 0, 1, 2, 3, 1, 0, 2], [], [1])

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tzgen.checking import text
-from tzgen.checking.dry_run import DryRun
+from tzgen.checking.dry_run import DryRun, shown_name, transducers
 from tzgen.config.tasks import TaskSpec
 from tzgen.data.batch import Batch, Ragged
 from tzgen.embeddings import REPEAT
@@ -110,13 +110,15 @@ def _histories(run: DryRun) -> Iterable[tuple[str, str]]:
             rows = text.share(number, run.batch.num_rows, "row")
             cut.append(f"{name} in {rows}, to the newest {limits.get(name, 0)}")
     yield "truncated", ", ".join(cut) or "no row is longer than its sequence_length"
-    for call in run.attended.values():
+    by_name = transducers(run.module)
+    for name, call in run.attended.items():
         most, lengths = max_seq_len(run.pipeline.config), call.lengths
         told = f"{float(lengths.float().mean()):.1f} a row, all kinds; at most {int(lengths.max())}"
         if most:
             over = text.share(int((lengths > most).sum()), lengths.numel(), "row")
             told += f"; above max_seq_len {most}: {over}"
-        yield "tokens", told
+        several = len(run.attended) > 1
+        yield f"tokens, {shown_name(name, by_name[name])}" if several else "tokens", told
     repeat = run.output.outputs.repeat
     if repeat is not None:
         yield "candidates", f"{int(repeat.sum()):,} in {text.plural(run.tried, 'row')}"

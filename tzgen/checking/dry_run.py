@@ -30,6 +30,7 @@ from tzgen.modules.stu import STULayer
 from tzgen.modules.transducer import HSTUTransducer
 
 META = torch.device("meta")
+MODEL = "head.model."
 Flops = Mapping[str, Mapping[Any, int]]
 
 
@@ -190,6 +191,11 @@ def _watched(module: nn.Module) -> Iterator[dict[str, Attended]]:
 def transducers(module: nn.Module) -> dict[str, HSTUTransducer]:
     """Every HSTU in a module, by name; {} for models without attention of that kind."""
     return {n: m for n, m in module.named_modules() if isinstance(m, HSTUTransducer)}
+
+
+def shown_name(name: str, transducer: HSTUTransducer) -> str:
+    """What a report calls a transducer: its channel where it has a name, else its place."""
+    return f"channel {transducer.channel}" if transducer.channel else name.removeprefix(MODEL)
 
 
 class _Collector(logging.Handler):

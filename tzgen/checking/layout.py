@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tzgen.checking import text
-from tzgen.checking.dry_run import DryRun, transducers
+from tzgen.checking.dry_run import DryRun, shown_name, transducers
 from tzgen.modules.preprocessors import UIHPreprocessor
 from tzgen.modules.stu import STULayer
 from tzgen.modules.transducer import HSTUTransducer
@@ -25,6 +25,8 @@ MOST_CONTEXTUAL = 4
 EVENTS, PAIRS, CANDIDATES = 6, 4, 3  # PAIRS: events where each is two tokens
 WINDOW = 3
 REALTIME = 2
+FULL_TAIL = 2
+TAIL = 3  # history tokens that are left behind a cut
 KINDS = ("contextual", "history", "candidates")
 SEEN, UNSEEN = "#", "."
 
@@ -35,8 +37,12 @@ class Picture:
 
     labels, kinds (index into KINDS) of each token; seen bool [N, N]: row sees column; remarks: what
     is drawn smaller than it is, and the like; times int64 [N] where the mask reads them.
+    transducer, spec, tail_len: what is drawn; tail_len 0 where the history is whole.
     """
 
+    transducer: str
+    spec: MaskSpec
+    tail_len: int
     title: str
     labels: tuple[str, ...]
     kinds: tuple[int, ...]
@@ -50,15 +56,23 @@ def pictures(run: DryRun) -> list[Picture]:
     """One for each distinct mask of each transducer; [] for models without."""
     found = []
     for name, transducer in transducers(run.module).items():
-        masks: dict[MaskSpec, list[int]] = {}
+        kinds: dict[tuple[MaskSpec, int], list[int]] = {}
         for index, layer in enumerate(transducer.stack.layers):
             assert isinstance(layer, STULayer), "an STUStack holds STULayers"
-            masks.setdefault(layer.mask, []).append(index)
-        for spec, layers in masks.items():
-            which = "all layers" if len(masks) == 1 else f"layers {layers}"
-            title = f"{name.removeprefix('head.model.')}, {which}"
-            found.append(picture(transducer, spec, title, contextual_names(run, transducer)))
+            kinds.setdefault((layer.mask, tail_len(transducer, index)), []).append(index)
+        for (spec, tail), layers in kinds.items():
+            which = "all layers" if len(kinds) == 1 else f"layers {layers}"
+            title = f"{shown_name(name, transducer)}, {which}"
+            names = contextual_names(run, transducer)
+            made = picture(transducer, spec, title, names, tail)
+            found.append(replace(made, transducer=name))
     return found
+
+
+def tail_len(transducer: HSTUTransducer, layer: int) -> int:
+    """History tokens that a layer is given at most; 0 for all."""
+    cut = transducer.stack.truncation
+    return cut.tail_len if cut is not None and layer >= cut.split_layer else 0
 
 
 def contextual_names(run: DryRun, transducer: HSTUTransducer) -> list[str]:
@@ -76,9 +90,13 @@ def contextual_names(run: DryRun, transducer: HSTUTransducer) -> list[str]:
 
 
 def picture(
-    transducer: HSTUTransducer, spec: MaskSpec, title: str, contextual: Sequence[str]
+    transducer: HSTUTransducer,
+    spec: MaskSpec,
+    title: str,
+    contextual: Sequence[str],
+    tail: int = 0,
 ) -> Picture:
-    """The small row of one mask."""
+    """The small row of one mask; with `tail`, what is left of it behind a truncation."""
     interleaved = bool(getattr(transducer.preprocessor, "interleave", False))
     has_candidates = not isinstance(transducer.preprocessor, UIHPreprocessor)
     drawn, remarks = shrink(spec)
@@ -91,13 +109,21 @@ def picture(
     events = PAIRS if interleaved else EVENTS
     candidates = CANDIDATES if has_candidates else 0
     history = [f"{c}{e}" for e in range(1, events + 1) for c in ("ha" if interleaved else "h")]
+    times = _times(tokens, len(history), candidates)
+    if tail:
+        left = min(tail, TAIL)
+        told = f"; drawn as {left}, to fit the picture" if left < tail else ""
+        remarks.append(f"of the history its last {tail} tokens are left (truncation){told}")
+        times = torch.cat([times[:tokens], times[tokens + len(history) - left :]])
+        history = history[-left:]
     labels = [f"c{n}" for n in range(1, tokens + 1)]
     labels += [*history, *(f"t{n}" for n in range(1, candidates + 1))]
     kinds = [0] * tokens + [1] * len(history) + [2] * candidates
-    times = _times(tokens, len(history), candidates) if spec.timestamp_mask else None
-    seen = dense_mask(len(labels), candidates, drawn, times)
+    read = times if spec.timestamp_mask else None
+    seen = dense_mask(len(labels), candidates, drawn, read)
     legend = tuple(_legend(contextual, interleaved, transducer, candidates))
-    return Picture(title, tuple(labels), tuple(kinds), seen, tuple(remarks), times, legend)
+    parts = (tuple(labels), tuple(kinds), seen, tuple(remarks), read, legend)
+    return Picture("", spec, tail, title, *parts)
 
 
 def shrink(spec: MaskSpec) -> tuple[MaskSpec, list[str]]:
@@ -106,6 +132,9 @@ def shrink(spec: MaskSpec) -> tuple[MaskSpec, list[str]]:
         "contextual_len": MOST_CONTEXTUAL,
         "max_attn_len": WINDOW,
         "realtime_len": REALTIME,
+        "sla_k1": WINDOW,
+        "sla_k2": min(spec.contextual_len, MOST_CONTEXTUAL) + 1,
+        "full_attn_tail": FULL_TAIL,
     }
     smaller = {name: limit for name, limit in limits.items() if getattr(spec, name) > limit}
     told = [
@@ -183,16 +212,29 @@ def _cells(one: Picture, cells: Sequence[str]) -> str:
     return line
 
 
-def row_of(run: DryRun, name: str, most: int) -> tuple[int, int, Tensor | None] | None:
-    """(tokens, candidates, times) of the longest row of the batch with at most `most` tokens."""
+def row_of(
+    run: DryRun, name: str, most: int, tail: int = 0
+) -> tuple[int, int, Tensor | None] | None:
+    """(tokens, candidates, times) of the longest row of the batch with at most `most` tokens.
+
+    With `tail`, as layers behind a truncation get it.
+    """
     call = run.attended.get(name)
     if call is None:
         return None
     lengths: Any = call.lengths
-    fitting = torch.where(lengths <= most, lengths, -1)
+    gone = torch.zeros_like(lengths)
+    contextual = transducers(run.module)[name].preprocessor.contextual_len
+    if tail:
+        gone = (lengths - call.num_targets - contextual - tail).clamp(min=0)
+    left = lengths - gone
+    fitting = torch.where(left <= most, left, -1)
     row = int(fitting.argmax())
     if int(fitting[row]) <= 0:
         return None
     start = int(lengths[:row].sum())
-    times = None if call.timestamps is None else call.timestamps[start : start + int(lengths[row])]
-    return int(lengths[row]), int(call.num_targets[row]), times
+    times = None
+    if call.timestamps is not None:
+        times = call.timestamps[start : start + int(lengths[row])]
+        times = torch.cat([times[:contextual], times[contextual + int(gone[row]) :]])
+    return int(left[row]), int(call.num_targets[row]), times

@@ -14,8 +14,7 @@ from torch import Tensor
 from tzgen.checking.dry_run import DryRun, transducers
 from tzgen.checking.layout import KINDS, Picture, pictures, row_of
 from tzgen.errors import UserError
-from tzgen.modules.stu import STULayer
-from tzgen.ops.hstu_attention.mask import MaskSpec, dense_mask
+from tzgen.ops.hstu_attention.mask import dense_mask
 
 FORMATS = (".png", ".svg", ".pdf")
 COLOURS = ("#2a9d8f", "#4a6fa5", "#e07a3f")  # contextual, history, candidates: the column's kind
@@ -60,23 +59,16 @@ Row = tuple[Tensor, list[int]]
 
 def _panels(run: DryRun) -> Iterable[tuple[Picture, Row | None]]:
     """Each picture, and (mask, kinds of the tokens) of a real row under the same MaskSpec."""
-    by_title = {one.title: one for one in pictures(run)}
-    for name, transducer in transducers(run.module).items():
-        found = row_of(run, name, LONGEST)
-        drawn: set[MaskSpec] = set()
-        for layer in transducer.stack.layers:
-            assert isinstance(layer, STULayer), "an STUStack holds STULayers"
-            if layer.mask in drawn:
-                continue
-            title = list(by_title)[len(drawn)]
-            drawn.add(layer.mask)
-            row = None
-            if found is not None:
-                length, targets, times = found
-                contextual = transducer.preprocessor.contextual_len
-                kinds = [0] * contextual + [1] * (length - contextual - targets) + [2] * targets
-                row = dense_mask(length, targets, layer.mask, times), kinds
-            yield by_title[title], row
+    for small in pictures(run):
+        found = row_of(run, small.transducer, LONGEST, small.tail_len)
+        row = None
+        if found is not None:
+            length, targets, times = found
+            preprocessor = transducers(run.module)[small.transducer].preprocessor
+            contextual = preprocessor.contextual_len
+            kinds = [0] * contextual + [1] * (length - contextual - targets) + [2] * targets
+            row = dense_mask(length, targets, small.spec, times), kinds
+        yield small, row
 
 
 def _image(seen: Tensor, kinds: list[int]) -> Any:

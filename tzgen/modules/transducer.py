@@ -19,7 +19,7 @@ from tzgen.modules.preprocessors import (
 from tzgen.modules.sequence import Events, TokenSequence
 from tzgen.modules.stu import STUStack
 from tzgen.modules.stu_cache import (
-    UserCache,
+    EncodedHistory,
     candidates_of,
     continued,
     history_of,
@@ -66,6 +66,7 @@ class HSTUTransducer(nn.Module):
     ) -> None:
         super().__init__()
         self.input_dropout_ratio = options.input_dropout_ratio
+        self.channel = options.name
         shape = InputShape(
             uih_dim=uih_dim,
             candidate_dim=candidate_dim,
@@ -110,7 +111,7 @@ class HSTUTransducer(nn.Module):
         out: Tensor = self.postprocessor(states, events.candidate_timestamps)
         return out
 
-    def encode_user(self, events: Events) -> UserCache:
+    def encode_user(self, events: Events) -> EncodedHistory:
         """Contextual tokens and history, without the candidates of `events`, as a cache.
 
         `events.query_time` is the request's: ages are measured from it. Call eval() before.
@@ -119,7 +120,7 @@ class HSTUTransducer(nn.Module):
         history = history_of(events)
         tokens = self._placed(self.preprocessor(history))
         _, layers = self.stack.prefill(tokens, states=False)
-        return UserCache(
+        return EncodedHistory(
             layers,
             lengths=tokens.lengths,
             query_time=events.query_time,
@@ -128,7 +129,7 @@ class HSTUTransducer(nn.Module):
             max_len=tokens.max_len,
         )
 
-    def score(self, events: Events, cache: UserCache) -> Tensor:
+    def score(self, events: Events, cache: EncodedHistory) -> Tensor:
         """States of the candidates, [T, embedding_dim]: `forward` without the history.
 
         Of `events`, candidates, their numbers and times are read; rows are those of the cache.
@@ -149,7 +150,7 @@ class HSTUTransducer(nn.Module):
         out: Tensor = self.postprocessor(states, events.candidate_timestamps)
         return out
 
-    def append(self, events: Events, cache: UserCache) -> UserCache:
+    def append(self, events: Events, cache: EncodedHistory) -> EncodedHistory:
         """The new events of `events` behind the cached rows: a cache of these tokens alone.
 
         `cache.extended` joins both; a paged cache takes the new tokens into its pages. Valid where
@@ -170,7 +171,7 @@ class HSTUTransducer(nn.Module):
             contextual_len=alone.contextual_len,
         )
         _, layers = self.stack.append(self._placed(tokens), cache.layers, states=False)
-        return UserCache(
+        return EncodedHistory(
             layers,
             lengths=fresh.uih_lengths * per_event,
             query_time=events.query_time,
