@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tzgen.models.hstu_options import hstu_options
 from tzgen.modules.sequence import Events
-from tzgen.modules.stu_cache import UserCache, candidate_chunks, continued, joined
+from tzgen.modules.stu_cache import EncodedHistory, candidate_chunks, continued, joined
 from tzgen.modules.transducer import HSTUTransducer
 from tzgen.ops.hstu_attention_cached import CachedKV
 from tzgen.protos import module_pb2
@@ -75,13 +75,9 @@ def between(people: list[User], start: list[int], stop: list[int]) -> list[User]
     ]
 
 
-def scored(transducer: HSTUTransducer, events: Events, cache: UserCache, size: int) -> Tensor:
-    """States of all candidates, in chunks of `size` a row."""
-    total = events.candidate_timestamps.size(0)
-    out = torch.full((total, 8), torch.nan, dtype=events.uih.dtype)
-    for chosen, chunk in candidate_chunks(events, size):
-        out[chosen] = transducer.score(chunk, cache)
-    return out
+def scored(transducer: HSTUTransducer, events: Events, cache: EncodedHistory, size: int) -> Tensor:
+    """States of all candidates, in chunks of `size`."""
+    return torch.cat([transducer.score(chunk, cache) for chunk in candidate_chunks(events, size)])
 
 
 @torch.no_grad()
@@ -182,15 +178,12 @@ def test_keys_do_not_hold_the_whole_projection() -> None:
 
 def test_chunks_hold_every_candidate_once() -> None:
     events = batch_events(users([(1, 5), (2, 0), (0, 2), (3, 3)]))
-    chunks = candidate_chunks(events, 2)
-    counts = [chunk.num_candidates.tolist() for _, chunk in chunks]
-    assert counts == [[2, 0, 2, 2], [2, 0, 0, 1], [1, 0, 0, 0]]
-    assert [c.tolist() for c, _ in chunks] == [[0, 1, 5, 6, 7, 8], [2, 3, 9], [4]]
-    assert events.candidates is not None
-    for chosen, chunk in chunks:
-        assert chunk.candidates is not None and chunk.max_candidates == 2
-        assert torch.equal(chunk.candidates, events.candidates[chosen])
-        assert torch.equal(chunk.candidate_timestamps, events.candidate_timestamps[chosen])
+    chunks = candidate_chunks(events, 4)
+    counts = [chunk.num_candidates.tolist() for chunk in chunks]
+    assert counts == [[4, 0, 0, 0], [1, 0, 2, 1], [0, 0, 0, 2]]
+    for name in ("candidates", "candidate_timestamps"):
+        assert torch.equal(torch.cat([getattr(c, name) for c in chunks]), getattr(events, name))
+    assert {chunk.max_candidates for chunk in chunks} == {4}
     assert candidate_chunks(batch_events(users([(3, 0)])), 2) == []
 
 

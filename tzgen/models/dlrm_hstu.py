@@ -13,14 +13,17 @@ Source: Zhai et al. 2024; TorchEasyRec's dlrm_hstu; with `hstu.mtgr`, Guo et al.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from google.protobuf.message import Message
+from torch import Tensor
 
-from tzgen.config.stability import stability_problems
+from tzgen.config.stability import append_refusals, stability_problems
 from tzgen.config.tasks import TaskSpec
 from tzgen.embeddings import Groups
-from tzgen.errors import Problem
-from tzgen.models.base import MODELS, GroupRule, Model, Outputs
+from tzgen.errors import Problem, UserError
+from tzgen.models.base import MODELS, GroupRule, Model, Outputs, real_numbers
 from tzgen.models.hstu_channel import (
     contextual_problems,
     group_rules,
@@ -34,6 +37,11 @@ from tzgen.models.hstu_options import contextual_tokens
 from tzgen.models.multi_task import extraction_problems
 from tzgen.modules.contextual_mlp import swish_mlp
 from tzgen.modules.sequence import Events
+from tzgen.modules.stu_cache import EncodedHistory, LayerCaches, candidate_chunks, oldest_time
+
+# What `predict` does where score_micro_batch is not set (docs/kv_cache.md has the measurement).
+CHUNK = 4096  # candidates at once
+CACHE_FROM = 512  # events of a batch from which encoding them apart pays
 
 
 @MODELS.register("dlrm_hstu")
@@ -52,19 +60,127 @@ class DlrmHSTU(Model):
         dim = config.hstu.stu.embedding_dim
         self.channel = make_channel(config, config.hstu, widths)
         self.transducer = make_transducer(config, config.hstu, widths, kernel=kernel)
+        self.micro_batch = config.score_micro_batch
+        self.append_refusals = append_refusals(config.hstu, self.channel.contextual[0])
         self.item_mlp = swish_mlp(sum(widths["candidate"]), config.item_embedding_hidden_dim, dim)
         self.tower = make_tower(config, dim, tasks)
 
     def forward(self, groups: Groups) -> Outputs:
         """Outputs with one logit (or num_class of them) a task and candidate."""
         events = self.events(groups)
-        user = self.transducer(events)
-        item = self.item_mlp(events.candidates)
-        return Outputs(logits=self.tower(user, item), repeat=events.num_candidates)
+        return self._outputs(events, self.transducer(events))
+
+    def predict(self, groups: Groups) -> Outputs:
+        """The same outputs, with histories encoded once and candidates scored chunk by chunk.
+
+        The last layer then computes no states of history, and memory follows the chunk. Where a
+        batch has next to no history, one plain forward is faster.
+        """
+        events = self.events(groups)
+        size = self.micro_batch or CHUNK
+        few = events.num_candidates.size(0) == 0 or events.candidate_timestamps.size(0) == 0
+        plain = self.micro_batch == 0 and events.uih.size(0) < CACHE_FROM
+        if few or (plain and events.candidate_timestamps.size(0) <= size):
+            return self._outputs(events, self.transducer(events))
+        cache = self.transducer.encode_user(events)
+        parts = [
+            self._outputs(chunk, self.transducer.score(chunk, cache))
+            for chunk in candidate_chunks(events, size)
+        ]
+        return replace(Outputs.concatenate(parts), repeat=events.num_candidates)
+
+    def encode(self, groups: Groups, request_time: Tensor | None = None) -> EncodedHistory:
+        """Contextual features and histories as keys and values; candidates are not read.
+
+        request_time int64 [B]: where ages are measured from. Without it, the newest of group
+        candidate_timestamp; models without time encoding need neither.
+        """
+        return self.transducer.encode_user(self.channel.history(groups, request_time))
+
+    def score(self, groups: Groups, cache: EncodedHistory) -> Outputs:
+        """`forward` of the groups candidate and candidate_timestamp alone, rows as in `cache`."""
+        events = self.channel.candidates(groups)
+        _require_rows(events.num_candidates, cache)
+        if self.channel.needs_request_time:
+            late = events.query_time > cache.query_time
+            _refuse(
+                late,
+                "candidates are newer than the request that the history was encoded for, and "
+                "positional_encoder.use_time_encoding measures ages from it: encode again with the "
+                "new request_time",
+            )
+        return self._outputs(events, self.transducer.score(events, cache))
+
+    def append(self, groups: Groups, cache: EncodedHistory) -> EncodedHistory:
+        """New events of the users of `cache`, as keys and values of these alone.
+
+        `cache.extended` puts them behind the old ones. Groups hold nothing but the new events;
+        group contextual may be left out, else it must be what the cache was made with. Raises
+        UserError where the model is not append-stable, naming the fields.
+        """
+        self.require_append()
+        given = dict(groups)
+        if cache.contextual is not None:
+            _refuse(
+                self._contextual_changed(given, cache.contextual),
+                "group contextual is not what the cached states were made with, and contextual "
+                "tokens are part of every state: encode the whole history again",
+            )
+            given["contextual"] = cache.contextual.flatten(1)
+        events = self.channel.history(given, cache.query_time)
+        _require_rows(events.uih_lengths, cache)
+        if self.transducer.stack.orders_by_time:
+            _refuse(
+                (events.uih_lengths > 0) & (oldest_time(events, cache.newest) < cache.newest),
+                "new events are older than cached ones, which mtgr.timestamp_mask would show them "
+                "to: encode the whole history again",
+            )
+        return self.transducer.append(events, cache)
+
+    def resumed(
+        self, groups: Groups, layers: LayerCaches, request_time: Tensor | None = None
+    ) -> EncodedHistory:
+        """Keys and values that were kept elsewhere, in pages say, as what `encode` returned.
+
+        Of `groups`, contextual is read, and candidate_timestamp where ages need a request that
+        `request_time` does not give. Whoever kept them knows that the history is the same.
+        """
+        lengths = layers[0].lengths
+        if request_time is None:
+            request_time = self.channel.request_time(groups, torch.zeros_like(lengths))
+        return EncodedHistory(
+            layers,
+            lengths=lengths,
+            query_time=request_time,
+            newest=torch.zeros_like(lengths),
+            contextual=self.channel.contextual_features(groups),
+            max_len=layers[0].max_len,
+        )
+
+    def require_append(self) -> None:
+        """Raise UserError naming every field that lets new events change earlier states."""
+        if self.append_refusals:
+            fields = "; ".join(str(choice) for choice in self.append_refusals)
+            raise UserError(
+                f"events cannot be appended to the caches of this model, because of {fields}. "
+                "Encode the whole history again, or train with stu.append_stable: true."
+            )
+
+    def _contextual_changed(self, groups: Groups, cached: Tensor) -> Tensor:
+        """Which rows' contextual features are not the cached ones [B, C, Dx]; bool [B]."""
+        value = groups.get("contextual")
+        if not isinstance(value, Tensor):
+            return cached.new_zeros(cached.size(0), dtype=torch.bool)
+        return (real_numbers(value) != cached.flatten(1)).any(1)
 
     def events(self, groups: Groups) -> Events:
         """The groups as the transducer reads them."""
         return self.channel.events(groups)
+
+    def _outputs(self, events: Events, user: Tensor) -> Outputs:
+        """`user` [T, D]: states of the candidates."""
+        item = self.item_mlp(events.candidates)
+        return Outputs(logits=self.tower(user, item), repeat=events.num_candidates)
 
     @classmethod
     def required_groups(cls, config: Message) -> tuple[GroupRule, ...]:
@@ -86,3 +202,19 @@ class DlrmHSTU(Model):
             problems += contextual_problems(config, widths, path)
             problems += width_problems(config.hstu, widths, f"{path}.hstu")
         return problems
+
+
+def _require_rows(lengths: Tensor, cache: EncodedHistory) -> None:
+    if lengths.size(0) != cache.lengths.size(0):
+        raise UserError(
+            f"the batch has {lengths.size(0)} rows and the cache {cache.lengths.size(0)}: row b of "
+            "one belongs to row b of the other"
+        )
+
+
+def _refuse(rows: Tensor, why: str) -> None:
+    """Raise UserError naming the rows of a bool [B]. Asks the device."""
+    found = rows.nonzero().flatten().tolist()
+    if found:
+        shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        raise UserError(f"row {shown}: {why}")

@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One history of an HSTU ranker: the groups that it reads, as Events; its config's mistakes.
+"""The parts of HSTU rankers as their messages describe them, and what is wrong with these.
 
-dlrm_hstu has one channel, ultra_hstu several. A channel named n reads the groups n, n_action,
-n_watchtime and n_timestamp; contextual, candidate and candidate_timestamp are shared.
-B rows, E history events, T candidates.
+dlrm_hstu has one history, a channel, ultra_hstu several. What a channel reads: hstu_events.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-import torch
 from google.protobuf.message import Message
-from torch import Tensor
 
 from tzgen.config.options import options
 from tzgen.config.tasks import TaskSpec
-from tzgen.embeddings import Groups, Ragged
-from tzgen.errors import Problem, UserError
-from tzgen.models.base import GroupRule, integer_sequence, ragged_group, real_numbers
+from tzgen.errors import Problem
+from tzgen.models.base import GroupRule
+from tzgen.models.hstu_events import Channel
 from tzgen.models.hstu_options import (
     candidate_time_readers,
     channel_name,
@@ -31,85 +26,11 @@ from tzgen.models.hstu_options import (
 )
 from tzgen.models.multi_task import make_experts
 from tzgen.modules.mlp import MLPOptions
-from tzgen.modules.sequence import Events, first_time, last_time
 from tzgen.modules.towers import FusionMTLTower
 from tzgen.modules.transducer import HSTUTransducer
-from tzgen.ops import jagged
 
 JAGGED = ("JAGGED_SEQUENCE",)
 Widths = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Channel:
-    """How the groups of a channel become Events. contextual: number of tokens and their width."""
-
-    name: str
-    oldest_first: bool
-    contextual: tuple[int, int]
-    reads_actions: bool
-    reads_watchtime: bool
-    reads_history_time: bool
-    reads_candidate_time: bool
-
-    def events(self, groups: Groups) -> Events:
-        """The groups as the transducer reads them: history turned oldest first if need be."""
-        uih, candidate = ragged_group(groups, self.name), ragged_group(groups, "candidate")
-        order = None
-        if not self.oldest_first:
-            order = jagged.flip_index(uih.lengths, uih.values.size(0))
-
-        def history(value: Ragged, name: str) -> Tensor:
-            if value.values.size(0) != uih.values.size(0):
-                raise UserError(
-                    f"group {name!r} has {value.values.size(0)} steps and {self.name!r} "
-                    f"{uih.values.size(0)}; expected one for each event. Their columns differ."
-                )
-            return value.values if order is None else value.values.index_select(0, order)
-
-        def optional(suffix: str, wanted: bool) -> Tensor | None:
-            name = f"{self.name}_{suffix}"
-            return history(integer_sequence(groups, name), name) if wanted else None
-
-        watchtimes = None
-        if self.reads_watchtime:
-            name = f"{self.name}_watchtime"
-            watchtimes = history(ragged_group(groups, name), name).reshape(-1)
-        times = optional("timestamp", self.reads_history_time)
-        if times is None:
-            times = uih.lengths.new_zeros(uih.values.size(0))
-        requests = candidate.lengths.new_zeros(candidate.values.size(0))
-        if self.reads_candidate_time:
-            requests = integer_sequence(groups, "candidate_timestamp").values
-        newest = last_time if self.oldest_first else first_time
-        return Events(
-            uih=real_numbers(history(uih, self.name)),
-            uih_lengths=uih.lengths,
-            uih_timestamps=times,
-            candidates=real_numbers(candidate.values),
-            num_candidates=candidate.lengths,
-            candidate_timestamps=requests,
-            query_time=newest(
-                requests,
-                candidate.lengths,
-                last_time(times, uih.lengths, torch.zeros_like(uih.lengths)),
-            ),
-            max_uih_len=uih.max_len,
-            max_candidates=candidate.max_len,
-            contextual=self._contextual(groups),
-            actions=optional("action", self.reads_actions),
-            watchtimes=watchtimes,
-        )
-
-    def _contextual(self, groups: Groups) -> Tensor | None:
-        """[B, C, Dx], or None without contextual features."""
-        tokens, width = self.contextual
-        if tokens == 0:
-            return None
-        value = groups.get("contextual")
-        if not isinstance(value, Tensor):
-            raise UserError(f"group 'contextual': found {type(value).__name__}; expected DEEP")
-        return real_numbers(value).view(-1, tokens, width)
 
 
 def make_channel(config: Message, hstu: Message, widths: Widths) -> Channel:
@@ -121,10 +42,13 @@ def make_channel(config: Message, hstu: Message, widths: Widths) -> Channel:
         name=channel_name(hstu),
         oldest_first=config.sequence_timestamp_is_ascending,
         contextual=_contextual_shape(config, widths),
+        history_dim=sum(widths[channel_name(hstu)]),
+        candidate_dim=sum(widths["candidate"]),
         reads_actions=has_actions,
         reads_watchtime=watchtime,
         reads_history_time=bool(history_time_readers(hstu)),
         reads_candidate_time=bool(candidate_time_readers(hstu)),
+        needs_request_time=hstu.positional_encoder.use_time_encoding,
     )
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tzgen.modules.kv_cache import CacheShape
 from tzgen.modules.norms import DomainLayerNorm, HeadNorm
 from tzgen.modules.sequence import NUM_DOMAINS, TokenSequence
 from tzgen.modules.stu_cache import LayerCaches
@@ -299,6 +300,24 @@ class STUStack(nn.Module):
             attended = layer.attend_cached(q, k, v, tokens, cache)
             tokens = tokens.with_x(layer.combine(tokens.x, u, attended, domains))
         return tokens
+
+    @property
+    def orders_by_time(self) -> bool:
+        """Whether events see what is earlier in time, wherever it stands."""
+        return any(layer.mask.timestamp_mask for layer in self._stu_layers())
+
+    def cache_shape(self, *, page_size: int = 64, dtype: torch.dtype = torch.float32) -> CacheShape:
+        """The pages that this stack's keys and values go into."""
+        layer = self._stu_layers()[0]
+        return CacheShape(
+            num_layers=len(self.layers),
+            num_heads=layer.num_heads,
+            attention_dim=layer.widths[2] // layer.num_heads,
+            hidden_dim=layer.widths[0] // layer.num_heads,
+            page_size=page_size,
+            dtype=dtype,
+            timestamps=layer.reads_time,
+        )
 
     def _stu_layers(self) -> list[STULayer]:
         return [cast(STULayer, layer) for layer in self.layers]

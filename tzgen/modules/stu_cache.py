@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tzgen.modules.sequence import Events, TokenSequence, last_time
+from tzgen.modules.kv_cache import Write
+from tzgen.modules.sequence import Events, TokenSequence, first_time, last_time
 from tzgen.ops import jagged
 from tzgen.ops.hstu_attention_cached import CachedKV
 
@@ -25,7 +26,7 @@ LayerCaches = tuple[CachedKV, ...]
 
 
 @dataclass(frozen=True)
-class UserCache:
+class EncodedHistory:
     """Everything of a batch of users that scoring needs: an encoded history.
 
     layers: one CachedKV a layer. lengths int64 [B]: tokens of each row, those that a truncation cut
@@ -41,7 +42,7 @@ class UserCache:
     contextual: Tensor | None
     max_len: int
 
-    def extended(self, new: UserCache) -> UserCache:
+    def extended(self, new: EncodedHistory) -> EncodedHistory:
         """With the tokens of `new` (an append's result) behind each row; contiguous caches."""
         pairs = zip(self.layers, new.layers, strict=True)
         return replace(
@@ -88,7 +89,7 @@ def history_of(events: Events) -> Events:
     )
 
 
-def candidates_of(events: Events, cache: UserCache) -> Events:
+def candidates_of(events: Events, cache: EncodedHistory) -> Events:
     """The candidates alone: no history, and the features and the request that the cache knows."""
     return replace(
         events,
@@ -103,28 +104,29 @@ def candidates_of(events: Events, cache: UserCache) -> Events:
     )
 
 
-def candidate_chunks(events: Events, size: int) -> list[tuple[Tensor, Events]]:
-    """The candidates of every row in chunks of at most `size`, in order of the row.
+def candidate_chunks(events: Events, size: int) -> list[Events]:
+    """The candidates of all rows, in order, in chunks of `size`: the same rows with fewer of them.
 
-    Chunk c is the rows with their candidates [c * size, (c + 1) * size), and which of the T these
-    are, int64. Rows that have no more give none. Asks the device once how large the chunks are.
+    A row that has none in a chunk stays with a length of 0, so that every chunk fits the cache of
+    all rows; most rows are whole in one chunk, which reads their keys and values once.
     """
     if events.candidates is None:
         raise ValueError("there are no candidates to cut")
-    _, places = jagged.place_index(events.num_candidates, events.candidates.size(0))
-    number = places // size
-    order = torch.argsort(number, stable=True)
+    total = events.candidates.size(0)
+    ends = torch.cumsum(events.num_candidates, 0)
+    starts = ends - events.num_candidates
     chunks = []
-    for index, chosen in enumerate(order.split(torch.bincount(number).tolist())):
-        left = events.num_candidates - index * size
+    for low in range(0, total, size):
+        high = min(low + size, total)
+        counts = ends.clamp(max=high) - starts.clamp(min=low)
         chunk = replace(
             events,
-            candidates=events.candidates.index_select(0, chosen),
-            candidate_timestamps=events.candidate_timestamps.index_select(0, chosen),
-            num_candidates=left.clamp(min=0, max=size),
+            candidates=events.candidates[low:high],
+            candidate_timestamps=events.candidate_timestamps[low:high],
+            num_candidates=counts.clamp(min=0),
             max_candidates=min(size, events.max_candidates),
         )
-        chunks.append((chosen, chunk))
+        chunks.append(chunk)
     return chunks
 
 
@@ -166,3 +168,21 @@ def continued(
 def newest_time(events: Events, fallback: Tensor) -> Tensor:
     """Time of each row's newest event, int64 [B]; `fallback` where there is none."""
     return last_time(events.uih_timestamps, events.uih_lengths, fallback)
+
+
+def oldest_time(events: Events, fallback: Tensor) -> Tensor:
+    """Time of each row's first event, int64 [B]; `fallback` where there is none."""
+    return first_time(events.uih_timestamps, events.uih_lengths, fallback)
+
+
+def store(encoded: EncodedHistory, write: Write) -> None:
+    """Put keys, values and times into pages, and commit."""
+    offsets = jagged.offsets_of(encoded.lengths)
+    for index, layer in enumerate(encoded.layers):
+        if layer.k.size(0) != encoded.layers[0].k.size(0):
+            raise ValueError("behind an attention truncation layers differ in length: no pages")
+        write.layer(index, layer.k, layer.v, offsets)
+    times = encoded.layers[0].timestamps
+    if times is not None:
+        write.timestamps(times, offsets)
+    write.commit()
