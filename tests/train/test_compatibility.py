@@ -37,6 +37,12 @@ def test_how_long_and_how_fast_may_change(old: str, new: str) -> None:
     require_compatible(parse(TEXT), parse(TEXT.replace(old, new)), "ckpt")
 
 
+def test_how_candidates_are_scored_may_change() -> None:
+    old = parse("model_config { dlrm_hstu {} }")
+    new = parse("model_config { dlrm_hstu { score_micro_batch: 64 } }")
+    require_compatible(old, new, "ckpt")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "path"),
     [

@@ -23,7 +23,7 @@ FREE = re.compile(
             r"train_config\.(log_step_count_steps|is_profiling|use_tensorboard|tensorboard_summaries)",
             r"train_config\.(early_stopping|fine_tune_.*|embedding_engine|deterministic)(\..*)?",
             r"train_config\.(cudnn_allow_tf32|cuda_matmul_allow_tf32|global_embedding_constraints)(\..*)?",
-            r"model_config\.kernel",
+            r"model_config\.(kernel|dlrm_hstu\.score_micro_batch)",
             r".*\.embedding_constraints(\..*)?",
         )
     )
