@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tzgen.ops.hstu_attention import MaskSpec
 from tzgen.ops.hstu_attention.call import Call
+from tzgen.ops.hstu_attention.dispatch import native_ready
 from tzgen.ops.hstu_attention_cached import (
     CachedKV,
     cpu,
@@ -22,7 +23,8 @@ from tzgen.ops.hstu_attention_cached import (
     hstu_attention_cached_reference,
 )
 
-KERNELS = ["CPU_TORCH"]
+NATIVE = pytest.mark.skipif(not native_ready(torch.float32), reason="needs a C++ compiler")
+KERNELS = ["CPU_TORCH", pytest.param("CPU_NATIVE", marks=NATIVE)]
 
 
 def run(cut: Cut, kernel: str, **changes: Any) -> Tensor:
@@ -132,10 +134,10 @@ def test_a_long_append_is_cut_into_blocks(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_inputs_compute_in_float32(dtype: torch.dtype) -> None:
+def test_half_inputs_compute_in_float32(dtype: torch.dtype, kernel: str) -> None:
     joined = Joined(MaskSpec(), lengths=[40], targets=[8], dtype=dtype)
     cut = joined.cut([30], paged=True)
-    close(run(cut, "CPU_TORCH"), cut.want, 1e-2)  # both round float32 results once
+    close(run(cut, kernel), cut.want, 1e-2)  # both round float32 results once
 
 
 def test_strided_views_of_uvqk(kernel: str) -> None:
@@ -164,6 +166,44 @@ def test_a_row_does_not_see_its_neighbours(kernel: str) -> None:
         x[13:] = torch.nan
     out = hstu_attention_cached(q, k, v, offsets, cache, max_len=6, kernel=kernel, **cut.options)
     close(out[4:10], cut.want[4:10], 1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 33, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_widths_and_query_counts(width: int, dtype: torch.dtype, kernel: str) -> None:
+    """Whole vectors and parts of them; many queries, so that every register tile is used."""
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    for new in (1, 16, 19, 97, 130):
+        joined = Joined(
+            MaskSpec(), lengths=[150 + new], targets=[new], dtype=dtype, widths=(width, width)
+        )
+        cut = joined.cut([150], paged=True)
+        close(run(cut, kernel), cut.want, tolerance)
+
+
+def test_equal_rows_give_equal_bits_wherever_they_lie(kernel: str) -> None:
+    """Alone, beside others, and in a contiguous cache that starts elsewhere."""
+    joined = Joined(MaskSpec(), lengths=[60, 37, 60], targets=[9, 4, 9], dtype=torch.float32)
+    for x in (joined.q, joined.k, joined.v):
+        x[97:] = x[:60]
+    cut = joined.cut([45, 20, 45])
+    out = run(cut, kernel)
+    assert torch.equal(out[:15], out[32:])
+    alone = Joined(MaskSpec(), lengths=[60], targets=[9], dtype=torch.float32)
+    alone.q, alone.k, alone.v = joined.q[:60], joined.k[:60], joined.v[:60]
+    assert torch.equal(run(alone.cut([45]), kernel), out[:15])
+
+
+@NATIVE
+def test_auto_takes_the_native_form_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> Tensor:
+        raise AssertionError("the pure-torch form was called")
+
+    cut = Joined(MaskSpec(), lengths=[9], targets=[2], dtype=torch.float32).cut([4])
+    monkeypatch.setattr(cpu, "forward", refuse)
+    close(run(cut, "AUTO"), cut.want, 1e-5)
+    with pytest.raises(AssertionError, match="pure-torch"):
+        run(cut, "CPU_TORCH")
 
 
 def test_candidates_in_micro_batches_are_the_same(kernel: str) -> None:
@@ -370,12 +410,16 @@ def test_what_is_refused() -> None:
     )
 
 
-def test_sizes_that_contradict_the_tensors_are_refused() -> None:
-    refused("9 targets among 5 new tokens", num_targets=torch.tensor([9, 1]))
+def test_sizes_that_contradict_the_tensors_are_refused(kernel: str) -> None:
+    refused("9 targets among 5 new tokens", kernel=kernel, num_targets=torch.tensor([9, 1]))
     longer = {"lengths": torch.tensor([4, 3])}
-    refused("3 cached tokens, but the cache holds 2", cache=lambda c: replace(c, **longer))
+    refused(
+        "3 cached tokens, but the cache holds 2",
+        kernel=kernel,
+        cache=lambda c: replace(c, **longer),
+    )
     far = torch.full((2, 9), 99)
-    refused("holds 0 for it", cache=lambda c: replace(pages_of(c), table=far))
+    refused("holds 0 for it", kernel=kernel, cache=lambda c: replace(pages_of(c), table=far))
 
 
 def test_gradients_are_refused() -> None:

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+// Cached STU attention: new queries against keys that lie in a cache, in one piece or in pages, and
+// then among the new tokens. Nothing of the cache is copied: scores are computed transposed, keys
+// by queries, so that keys are the left operand and values the right one, both where they lie.
+//
+// A task is (row, head, block of new queries). It packs its queries in panels and walks the keys
+// they can see run by run, in tiles that depend on the row alone.
+#include <ATen/ops/empty.h>
+
+#include "hstu_task.h"
+
+namespace tzgen {
+namespace {
+
+constexpr int64_t TILE = 128;   // keys of a tile: its scores for one panel stay in the first cache
+constexpr int64_t BLOCK = 96;   // queries of a task
+
+// Keys and values of consecutive places of a row: token t at k + (t - first) * k_token.
+template <class T>
+struct Run {
+  int64_t first, last;
+  const T *k, *v;
+  int64_t k_token, k_head, v_token, v_head;
+};
+
+template <class T>
+struct Row {
+  int64_t start, cached, count, end;  // first new token, cached and new tokens, history's end
+  std::vector<Run<T>> runs;
+  std::vector<int64_t> times;  // of all its tokens, where time is read
+
+  int64_t length() const { return cached + count; }
+};
+
+// C (+)= A B: A(i, p) = a[p * lda + i], rows of B `ldb` apart, `last` columns in its last vector.
+template <class T, int M, int V, bool whole>
+static inline void gather_tile(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb,
+                               T* c, int64_t ldc, int64_t last) {
+  typename Vec<T>::type sum[M][V];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) sum[i][v] = load<T>(c + i * ldc + v * LANES<T>);
+  for (int64_t p = 0; p < depth; p++) {
+    typename Vec<T>::type right[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      const T* from = b + p * ldb + v * LANES<T>;
+      if (whole || v < V - 1) {
+        right[v] = load<T>(from);
+      } else {
+        right[v] = splat<T>(0);
+        std::memcpy(&right[v], from, size_t(last) * sizeof(T));
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++) {
+      const T left = a[p * lda + i];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) sum[i][v] += left * right[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) store<T>(c + i * ldc + v * LANES<T>, sum[i][v]);
+}
+
+template <class T, int M>
+static inline void gather_columns(int64_t columns, int64_t depth, const T* a, int64_t lda,
+                                  const T* b, int64_t ldb, T* c, int64_t ldc) {
+  const int64_t last = columns > LANES<T> ? columns - LANES<T> : columns;
+  if (columns > LANES<T>)
+    last == LANES<T> ? gather_tile<T, M, 2, true>(depth, a, lda, b, ldb, c, ldc, last)
+                     : gather_tile<T, M, 2, false>(depth, a, lda, b, ldb, c, ldc, last);
+  else
+    last == LANES<T> ? gather_tile<T, M, 1, true>(depth, a, lda, b, ldb, c, ldc, last)
+                     : gather_tile<T, M, 1, false>(depth, a, lda, b, ldb, c, ldc, last);
+}
+
+// At most ROWS rows and `columns` <= PANEL columns of C.
+template <class T>
+static inline void gather(int rows, int64_t columns, int64_t depth, const T* a, int64_t lda,
+                          const T* b, int64_t ldb, T* c, int64_t ldc) {
+  switch (rows) {
+    case 1: return gather_columns<T, 1>(columns, depth, a, lda, b, ldb, c, ldc);
+    case 2: return gather_columns<T, 2>(columns, depth, a, lda, b, ldb, c, ldc);
+    case 3: return gather_columns<T, 3>(columns, depth, a, lda, b, ldb, c, ldc);
+    case 4: return gather_columns<T, 4>(columns, depth, a, lda, b, ldb, c, ldc);
+#if defined(__AVX__)
+    case 5: return gather_columns<T, 5>(columns, depth, a, lda, b, ldb, c, ldc);
+    case 6: return gather_columns<T, 6>(columns, depth, a, lda, b, ldb, c, ldc);
+#endif
+#if defined(__AVX512F__)
+    case 7: return gather_columns<T, 7>(columns, depth, a, lda, b, ldb, c, ldc);
+    case 8: return gather_columns<T, 8>(columns, depth, a, lda, b, ldb, c, ldc);
+#endif
+  }
+}
+
+template <class T>
+struct Scratch {
+  Buffer<T> queries, scores, sums;
+  std::vector<Seen> seen;
+};
+
+template <class T>
+struct Forward {
+  const std::vector<Row<T>>& rows;
+  const Mask& mask;
+  const Bias<T>& bias;
+  const at::Tensor &q, &k, &v;
+  Sink out;
+  T alpha, divisor;
+  int64_t d, h, wide;  // attention_dim, hidden_dim, the latter in whole panels
+
+  void operator()(const Task& task, size_t, Scratch<T>& scratch) const {
+    const Row<T>& row = rows[task.row];
+    const int64_t some = task.last - task.first, panels = up(some, PANEL<T>) / PANEL<T>;
+    T* queries = scratch.queries.take(panels * d * PANEL<T>);
+    T* scores = scratch.scores.take(TILE * PANEL<T>);
+    T* sums = scratch.sums.take(panels * PANEL<T> * wide);
+    std::fill(queries, queries + panels * d * PANEL<T>, T(0));
+    std::fill(sums, sums + panels * PANEL<T> * wide, T(0));
+    scratch.seen.resize(some);
+    for (int64_t i = 0; i < some; i++) {
+      scratch.seen[i] = seen_by(row.cached + task.first + i, row.length(), row.end, mask);
+      const T* from = at<T>(q, row.start + task.first + i, task.head);
+      T* to = queries + i / PANEL<T> * d * PANEL<T> + i % PANEL<T>;
+      for (int64_t c = 0; c < d; c++) to[c * PANEL<T>] = alpha * from[c];
+    }
+    const Spans spans = spans_of(scratch.seen.data(), some, 1);
+    for (int s = 0; s < spans.count; s++)
+      for (const Run<T>& run : row.runs) {
+        const int64_t stop = std::min(spans.at[s].last, run.last);
+        for (int64_t low = std::max(spans.at[s].first, run.first); low < stop; low += TILE)
+          for (int64_t panel = 0; panel < panels; panel++)
+            tile_of(task, row, run, panel, some, low, std::min(low + TILE, stop),
+                    scratch.seen.data(), queries, scores, sums);
+      }
+    for (int64_t i = 0; i < some; i++) {
+      T* sum = sums + i * wide;
+      if (row.cached + task.first + i >= row.end) own(task, row, task.first + i, sum);
+      out.write<T>(row.start + task.first + i, task.head, 1 / divisor, sum);
+    }
+  }
+
+  template <class S>
+  static const S* at(const at::Tensor& x, int64_t token, int64_t head) {
+    return x.const_data_ptr<S>() + token * x.stride(0) + head * x.stride(1);
+  }
+
+  // Keys [low, high) of a run against one panel of queries.
+  void tile_of(const Task& task, const Row<T>& row, const Run<T>& run, int64_t panel, int64_t some,
+               int64_t low, int64_t high, const Seen* seen, const T* queries, T* scores,
+               T* sums) const {
+    const int64_t first = panel * PANEL<T>, count = std::min(PANEL<T> + 0L, some - first);
+    const int64_t width = count > LANES<T> ? PANEL<T> : LANES<T>;
+    Stretch hull = {high, low};
+    for (int64_t i = 0; i < count; i++) {
+      const Stretch one = hull_in(seen[first + i], low, high);
+      if (one.first < one.last)
+        hull = {std::min(hull.first, one.first), std::max(hull.last, one.last)};
+    }
+    if (hull.first >= hull.last) return;
+    const T* keys = run.k + (hull.first - run.first) * run.k_token + task.head * run.k_head;
+    const T* values = run.v + (hull.first - run.first) * run.v_token + task.head * run.v_head;
+    const int64_t depth = hull.last - hull.first;
+    for (int64_t j = 0; j < depth; j += ROWS)
+      multiply<T, false>(int(std::min<int64_t>(ROWS, depth - j)), count, d,
+                         keys + j * run.k_token, run.k_token, queries + first * d,
+                         scores + j * width, width, false);
+    if (bias.position != nullptr || bias.time != nullptr)
+      add_bias(task, row, first, count, hull, width, scores);
+    silu_inplace<T>(scores, depth * width);
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t place = row.cached + task.first + first + i;
+      clear(seen[first + i], place, row, hull, width, scores + i);
+    }
+    for (int64_t i = 0; i < count; i += ROWS)
+      for (int64_t c = 0; c < h; c += PANEL<T>)
+        gather<T>(int(std::min<int64_t>(ROWS, count - i)), std::min(h - c, PANEL<T> + 0L), depth,
+                  scores + i, width, values + c, run.v_token, sums + (first + i) * wide + c, wide);
+  }
+
+  // Zeroes x[(j - hull.first) * width] for keys j that the query does not see.
+  void clear(const Seen& seen, int64_t place, const Row<T>& row, Stretch hull, int64_t width,
+             T* x) const {
+    const auto wipe = [&](int64_t from, int64_t to) {
+      for (int64_t j = from; j < to; j++) x[(j - hull.first) * width] = T(0);
+    };
+    int64_t reached = hull.first;
+    for (const Stretch& part : {seen.sure[0], seen.sure[1], seen.timed}) {
+      const int64_t low = std::clamp(part.first, reached, hull.last);
+      const int64_t high = std::clamp(part.last, reached, hull.last);
+      if (low >= high) continue;
+      wipe(reached, low);
+      reached = high;
+    }
+    wipe(reached, hull.last);
+    const int64_t* times = row.times.data();
+    for (int64_t j = std::max(seen.timed.first, hull.first);
+         j < std::min(seen.timed.last, hull.last); j++)
+      if (!(times[j] < times[place] || j == place)) wipe(j, j + 1);
+  }
+
+  // Adds rab to the scores of keys `hull` and queries [first, first + count) of the task.
+  void add_bias(const Task& task, const Row<T>& row, int64_t first, int64_t count, Stretch hull,
+                int64_t width, T* scores) const {
+    const int64_t contextual = mask.contextual;
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t place = row.cached + task.first + first + i;
+      if (place < contextual) continue;
+      T* x = scores + i;
+      if (bias.position != nullptr) {
+        const T* table = bias.position_of(task.head) + bias.reach;
+        const int64_t here = std::min(place, row.end);
+        for (int64_t j = std::max(hull.first, contextual); j < hull.last; j++)
+          x[(j - hull.first) * width] +=
+              table[std::clamp(std::min(j, row.end) - here, -bias.reach, bias.reach)];
+      }
+      if (bias.time != nullptr) {
+        const T* table = bias.time_of(task.head);
+        const bool own_time = mask.stable || place >= row.end;
+        const int64_t now = row.times[own_time ? place : std::min(place + 1, row.end - 1)];
+        for (int64_t j = std::max(hull.first, contextual); j < hull.last; j++)
+          x[(j - hull.first) * width] += table[bias.bucket(now - row.times[j])];
+      }
+    }
+  }
+
+  // The key of target `i` (of the row's new tokens) itself.
+  void own(const Task& task, const Row<T>& row, int64_t i, T* sum) const {
+    const T* query = at<T>(q, row.start + i, task.head);
+    const T* key = at<T>(k, row.start + i, task.head);
+    const T* value = at<T>(v, row.start + i, task.head);
+    T score = 0;
+    for (int64_t c = 0; c < d; c++) score += alpha * query[c] * key[c];
+    const T weight = silu<T>(score + own_bias<T>(bias, task.head));
+    for (int64_t c = 0; c < h; c++) sum[c] += weight * value[c];
+  }
+};
+
+// The cache of one layer, as `CachedKV`.
+struct Cache {
+  const at::Tensor &k, &v, &lengths;
+  const std::optional<at::Tensor>&table, &times;
+};
+
+// Runs of the cached tokens of a row; pages that follow each other make one.
+template <class T>
+static void cached_runs(const Cache& cache, int64_t b, int64_t before, Row<T>& row) {
+  const T *k = cache.k.const_data_ptr<T>(), *v = cache.v.const_data_ptr<T>();
+  const auto ks = cache.k.strides(), vs = cache.v.strides();
+  const int64_t* times = cache.times ? cache.times->const_data_ptr<int64_t>() : nullptr;
+  if (!cache.table) {
+    TORCH_CHECK_VALUE(row.cached >= 0 && before + row.cached <= cache.k.size(0), "row ", b,
+                      ": lengths says ", row.cached, " cached tokens, but the cache holds ",
+                      cache.k.size(0) - before, " for it");
+    if (row.cached > 0)
+      row.runs.push_back({0, row.cached, k + before * ks[0], v + before * vs[0], ks[0], ks[1],
+                          vs[0], vs[1]});
+    if (times != nullptr) row.times.assign(times + before, times + before + row.cached);
+    return;
+  }
+  const int64_t size = cache.k.size(1), room = cache.table->size(1);
+  const int64_t* pages = cache.table->const_data_ptr<int64_t>() + b * room;
+  const bool even = ks[0] == size * ks[1] && vs[0] == size * vs[1];
+  for (int64_t first = 0, at = 0; first < row.cached; first += size, at++) {
+    const bool inside = at < room && pages[at] >= 0 && pages[at] < cache.k.size(0);
+    TORCH_CHECK_VALUE(inside, "row ", b, ": lengths says ", row.cached,
+                      " cached tokens, but the cache holds ", first, " for it");
+    const int64_t last = std::min(first + size, row.cached), page = pages[at];
+    if (at > 0 && even && page == pages[at - 1] + 1)
+      row.runs.back().last = last;
+    else
+      row.runs.push_back(
+          {first, last, k + page * ks[0], v + page * vs[0], ks[1], ks[2], vs[1], vs[2]});
+    if (times != nullptr)
+      row.times.insert(row.times.end(), times + page * size, times + page * size + last - first);
+  }
+}
+
+template <class T>
+static std::vector<Row<T>> rows_of(const at::Tensor& k, const at::Tensor& v,
+                                   const at::Tensor& offsets, const Cache& cache,
+                                   const std::optional<at::Tensor>& targets,
+                                   const std::optional<at::Tensor>& times) {
+  const int64_t* bounds = offsets.const_data_ptr<int64_t>();
+  const int64_t* lengths = cache.lengths.const_data_ptr<int64_t>();
+  std::vector<Row<T>> rows(cache.lengths.numel());
+  int64_t before = 0;
+  for (size_t b = 0; b < rows.size(); b++) {
+    Row<T>& row = rows[b];
+    const int64_t count = targets ? targets->const_data_ptr<int64_t>()[b] : 0;
+    row.start = bounds[b], row.count = bounds[b + 1] - bounds[b], row.cached = lengths[b];
+    TORCH_CHECK_VALUE(row.count >= 0 && row.start >= 0 && bounds[b + 1] <= k.size(0), "row ", b,
+                      ": offsets must ascend and stay within the ", k.size(0), " new tokens");
+    TORCH_CHECK_VALUE(count >= 0 && count <= row.count, "row ", b, ": ", count, " targets among ",
+                      row.count, " new tokens; targets are never cached");
+    row.end = row.length() - count;
+    cached_runs<T>(cache, b, before, row);
+    before += row.cached;
+    if (row.count == 0) continue;
+    row.runs.push_back({row.cached, row.length(), k.const_data_ptr<T>() + row.start * k.stride(0),
+                        v.const_data_ptr<T>() + row.start * v.stride(0), k.stride(0), k.stride(1),
+                        v.stride(0), v.stride(1)});
+    if (times) {
+      const int64_t* from = times->const_data_ptr<int64_t>() + row.start;
+      row.times.insert(row.times.end(), from, from + row.count);
+    }
+  }
+  return rows;
+}
+
+template <class T>
+static std::vector<Task> cut(const std::vector<Row<T>>& rows, int64_t heads) {
+  std::vector<Task> tasks;
+  for (size_t b = 0; b < rows.size(); b++)
+    for (int64_t first = 0; first < rows[b].count; first += BLOCK) {
+      const int64_t last = std::min(first + BLOCK, rows[b].count);
+      for (int64_t head = 0; head < heads; head++)
+        tasks.push_back({int64_t(b), head, first, last, 0,
+                         double(last - first) * (rows[b].cached + last)});
+    }
+  std::stable_sort(tasks.begin(), tasks.end(),
+                   [](const Task& a, const Task& b) { return a.cost > b.cost; });
+  return tasks;
+}
+
+template <class T>
+static void forward_in(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                       const at::Tensor& offsets, const Cache& cache,
+                       const std::optional<at::Tensor>& targets,
+                       const std::optional<at::Tensor>& times, const Bias<T>& bias, double alpha,
+                       double divisor, const Mask& mask, const at::Tensor& out) {
+  const auto rows = rows_of<T>(k, v, offsets, cache, targets, times);
+  const Forward<T> work{rows, mask, bias, q, k, v, Sink(out), T(alpha), T(divisor),
+                        q.size(2), v.size(2), up(v.size(2), PANEL<T>)};
+  run_tasks<Scratch<T>>(cut(rows, q.size(1)), work);
+}
+
+at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                   const at::Tensor& offsets, const at::Tensor& cache_k, const at::Tensor& cache_v,
+                   const at::Tensor& lengths, const std::optional<at::Tensor>& table,
+                   const std::optional<at::Tensor>& cache_times,
+                   const std::optional<at::Tensor>& targets,
+                   const std::optional<at::Tensor>& times,
+                   const std::optional<at::Tensor>& position,
+                   const std::optional<at::Tensor>& time, const std::optional<at::Tensor>& steps,
+                   const std::optional<at::Tensor>& cells, double alpha, double divisor,
+                   at::IntArrayRef fields) {
+  for (const at::Tensor* x : {&q, &k, &v, &cache_k, &cache_v})
+    TORCH_CHECK_VALUE(x->size(-1) <= 1 || x->stride(-1) == 1,
+                      "the numbers of one head must lie side by side");
+  const Cache cache{cache_k, cache_v, lengths, table, cache_times};
+  const Mask mask = mask_of(fields);
+  at::Tensor out = at::empty(v.sizes(), v.options());
+  if (q.scalar_type() == at::kDouble)
+    forward_in<double>(q, k, v, offsets, cache, targets, times,
+                       bias_of<double>(position, time, steps, cells), alpha, divisor, mask, out);
+  else
+    forward_in<float>(q, k, v, offsets, cache, targets, times,
+                      bias_of<float>(position, time, steps, cells), alpha, divisor, mask, out);
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(tzgen_native, m) {
+  m.def(
+      "hstu_attention_cached(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor cache_k, "
+      "Tensor cache_v, Tensor cache_lengths, Tensor? cache_table, Tensor? cache_timestamps, "
+      "Tensor? num_targets, Tensor? timestamps, Tensor? position, Tensor? time, Tensor? steps, "
+      "Tensor? cells, float alpha, float divisor, int[] mask) -> Tensor",
+      &forward);
+}
+
+}  // namespace tzgen
