@@ -9,7 +9,9 @@ decode, arrange in shuffled batch order, parse (hash, truncate, check, make tens
 paired with a decode of the same columns right before it; the ratio is the median over pairs with a
 95 % interval, 1.0 being "parsing is free". Without --input_path the rows are synthesised: histories
 of up to 50 steps, 5-15 candidates, values of the config's own columns.
-Nothing else should run on the machine; set OMP_WAIT_POLICY=PASSIVE (`make bench` does).
+
+Memory is the C library's, as in loader workers, for both sides. Nothing else should run on the
+machine; set OMP_WAIT_POLICY=PASSIVE (`make bench` does).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import gc
 import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -148,6 +150,13 @@ def kind_of(feature: Feature) -> str:
     return f"{'sequence' if feature.is_sequence else 'row'} {what} ({hashed})"
 
 
+def drop_all(
+    parse_all: Callable[[FeatureParser], Iterator[Batch]], feature_parser: FeatureParser
+) -> None:
+    """Parse and let go, as the loader does: batches that are kept would need fresh memory."""
+    deque(parse_all(feature_parser), 0)
+
+
 def breakdown(
     config: object, features: Sequence[Feature], reader: ParquetDataset, batch_size: int
 ) -> dict[str, float]:
@@ -160,22 +169,22 @@ def breakdown(
     parts = {"arrange in batch order": median(seconds(lambda: deque(rows, 0)) for _ in range(5))}
     batches = list(rows)
 
-    def parse_all(feature_parser: FeatureParser) -> list[Batch]:
-        return [feature_parser.parse(item.rows, item.source) for item in batches]
+    def parse_all(feature_parser: FeatureParser) -> Iterator[Batch]:
+        return (feature_parser.parse(item.rows, item.source) for item in batches)
 
     def timed(run: Callable[[], object]) -> float:
         return median(seconds(run) for _ in range(5))
 
     whole = FeatureParser(config, features)  # type: ignore[arg-type]
-    parsed = parse_all(whole)
-    parts["parse"] = timed(lambda: parse_all(whole))
+    parts["parse"] = timed(partial(drop_all, parse_all, whole))
     by_kind: dict[str, list[Feature]] = defaultdict(list)
     for feature in features:
         if not feature.stub:
             by_kind[kind_of(feature)].append(feature)
     for kind, some in sorted(by_kind.items()):
         alone = FeatureParser(config, some, labels=False)  # type: ignore[arg-type]
-        parts[f"  of that: {len(some)} {kind}"] = timed(partial(parse_all, alone))
+        parts[f"  of that: {len(some)} {kind}"] = timed(partial(drop_all, parse_all, alone))
+    parsed = list(parse_all(whole))
     parts["cut into batches"] = timed(
         lambda: [
             split_batch(batch, item.sizes) for batch, item in zip(parsed, batches, strict=True)
@@ -238,7 +247,8 @@ def main() -> None:
     args = parser().parse_args()
     pa.set_cpu_count(1)
     torch.set_num_threads(1)
-    gc.freeze()  # as loader workers do
+    pa.set_memory_pool(pa.system_memory_pool())  # this and the next as loader workers do
+    gc.freeze()
     config = load_pipeline(args.pipeline_config)
     features = create_features(config)
     feature_parser = FeatureParser(config, features)

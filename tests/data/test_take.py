@@ -98,3 +98,16 @@ def test_lists_take_the_fast_way(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(take, "_take_cells", lambda *given: cells.append(1) or fast(*given))
     take_rows(pa.RecordBatch.from_arrays([COLUMNS[name]], [name]), np.array([3, 0, 2]))
     assert bool(cells) == (name in FAST | {"list_texts_empty"})
+
+
+@pytest.mark.parametrize("inner", [pa.list_(pa.int64()), pa.large_list(pa.float32()), pa.string()])
+@pytest.mark.parametrize("lengths", [[2] * 9, [2] * 8 + [3], [1] * 9, [0] * 9])
+def test_lists_of_equal_and_nearly_equal_lists(inner: pa.DataType, lengths: list[int]) -> None:
+    texts = inner == pa.string()
+    cells = ["x" * n if texts else list(range(n)) for n in lengths]
+    column = pa.array([cells[:4], [], cells[4:5], None, cells[5:]], pa.list_(inner))
+    rows = pa.RecordBatch.from_arrays([column], ["column"])
+    for wanted in ([4, 0], [1, 3], [3, 4, 1, 2, 0, 0]):
+        taken = take_rows(rows, np.array(wanted))
+        taken.validate(full=True)
+        assert taken.equals(rows.take(pa.array(wanted)))

@@ -3,7 +3,8 @@
 
 Arrow takes lists element by element, but binary cells whole. A list of fixed-width values is the
 same bytes as a binary cell, with offsets counted in bytes; a list of lists is two of them, one of
-inner lengths and one of values. Measured 2 to 4 times faster than taking lists.
+inner lengths and one of values, or the latter alone where all inner lists are equally long.
+Measured 2 to 4 times faster than taking lists.
 """
 
 from __future__ import annotations
@@ -102,14 +103,20 @@ def _take_nested(column: pa.Array, child: pa.Array, index: pa.Array) -> pa.Array
     outer, inner = _offsets(column), _offsets(child)
     if outer is None or inner is None or data is None:
         return None
-    lengths = pa.py_buffer(np.diff(inner))
-    steps = _take_cells(column, outer, 4, lengths, index)
     values = _take_cells(column, inner[outer], width, data, index)
-    if steps is None or values is None:
+    if values is None:
         return None
-    validity, outer_ends, taken_lengths = steps
-    inner_ends = np.zeros(int(outer_ends[-1]) + 1, _offset_type(child.type))
-    np.cumsum(np.frombuffer(taken_lengths, np.int32, len(inner_ends) - 1), out=inner_ends[1:])
+    if common := _equal_lengths(inner):
+        validity, ends, _ = values
+        outer_ends = ends // np.int32(common)
+        inner_ends = np.arange(int(outer_ends[-1]) + 1, dtype=_offset_type(child.type)) * common
+    else:
+        steps = _take_cells(column, outer, 4, pa.py_buffer(np.diff(inner)), index)
+        if steps is None:
+            return None
+        validity, outer_ends, taken_lengths = steps
+        inner_ends = np.zeros(int(outer_ends[-1]) + 1, _offset_type(child.type))
+        np.cumsum(np.frombuffer(taken_lengths, np.int32, len(inner_ends) - 1), out=inner_ends[1:])
     buffers = [None, pa.py_buffer(inner_ends)]
     if is_list:
         flat = pa.Array.from_buffers(leaf.type, int(inner_ends[-1]), [None, values[2]])
@@ -119,6 +126,13 @@ def _take_nested(column: pa.Array, child: pa.Array, index: pa.Array) -> pa.Array
     return pa.Array.from_buffers(
         column.type, len(index), [validity, pa.py_buffer(outer_ends)], children=[inside]
     )
+
+
+def _equal_lengths(offsets: Offsets) -> int:
+    """The length of every list at `offsets`, counted from 0; 0 where they differ or are empty."""
+    length = int(offsets[1] - offsets[0])
+    same = np.arange(len(offsets), dtype=np.int64) * length
+    return length if not offsets[0] and bool((offsets == same).all()) else 0
 
 
 def _offset_type(kind: pa.DataType) -> type[np.int32] | type[np.int64]:

@@ -197,11 +197,16 @@ class _Pool:
 def _child(
     work: Callable[..., None], args: tuple[object, ...], foreign: list[socket.socket]
 ) -> None:
-    """A worker's first steps: Ctrl-C is the training process's, one thread, no stray channels."""
+    """A worker's first steps: Ctrl-C is the training process's, one thread, no stray channels.
+
+    Memory is the C library's: Arrow's own pool gives freed columns back to the kernel at once, and
+    the next window pays for clearing them again. Measured: a fifth of the processor time.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
+    pa.set_memory_pool(pa.system_memory_pool())
     gc.freeze()  # what was imported stays: collecting it again and again is a tenth of the work
     for channel in foreign:
         channel.close()

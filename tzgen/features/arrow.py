@@ -199,8 +199,9 @@ def _present(items: pa.Array) -> NDArray[np.bool_] | None:
         valid = np.asarray(items.is_valid())
     kind = items.type.id
     if kind in _FLOATS:
-        nan = np.isnan(items.to_numpy(zero_copy_only=False))  # nulls read as NaN
-        return ~nan if nan.any() else valid
+        values = items.to_numpy(zero_copy_only=False)  # nulls read as NaN
+        # The smallest of some numbers is NaN if one of them is: one pass, nothing allocated.
+        return ~np.isnan(values) if values.size and np.isnan(values.min()) else valid
     if kind in _TEXTS and _any_empty(items):
         filled = np.asarray(pc.fill_null(pc.greater(pc.binary_length(items), 0), False))
         return filled

@@ -66,9 +66,10 @@ class TextBuckets(ABC):
 
     def _integers(self, values: NDArray[np.integer]) -> I64:
         wide = values.astype(np.int64, copy=False)
-        new = wide.view(np.uint64) >= self._memo.size  # negative ones read as huge
-        if not new.any():
-            return self._memo[wide].astype(np.int64)
+        unsigned = wide.view(np.uint64)  # negative ones read as huge
+        if not wide.size or int(unsigned.max()) < self._memo.size:
+            return self._memo.take(wide).astype(np.int64)
+        new = unsigned >= self._memo.size
         if self._grow(int(new.sum())):
             return self._integers(values)
         out = np.empty(wide.size, np.int64)
@@ -132,7 +133,7 @@ class Boundaries:
         self.num_embeddings = self._boundaries.size + 1
 
     def __call__(self, bags: Bags) -> I64:
-        values = numbers(bags).values.astype(np.float32)
+        values = numbers(bags).values.astype(np.float32, copy=False)
         return np.searchsorted(self._boundaries, values, side="left")
 
 
