@@ -86,8 +86,7 @@ class Head(nn.Module):
 
         `predict`: what is served (Model.predict) instead of what is trained.
         """
-        device = _device_of(groups)
-        with torch.autocast(device.type, dtype=self._dtype, enabled=self._dtype is not None):
+        with self.autocast(_device_of(groups)):
             outputs: Outputs = self.model.predict(dict(groups)) if predict else self.model(groups)
         return outputs.map(_float32)
 
@@ -101,6 +100,10 @@ class TrainModule(nn.Module):
 
     def __init__(self, embeddings: EmbeddingGroup, head: Head) -> None:
         super().__init__()
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The configured autocast, as a context."""
+        return torch.autocast(device.type, dtype=self._dtype, enabled=self._dtype is not None)
+
         self.embeddings, self.head = embeddings, head
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:

@@ -68,7 +68,7 @@ class DlrmHSTU(Model):
     def forward(self, groups: Groups) -> Outputs:
         """Outputs with one logit (or num_class of them) a task and candidate."""
         events = self.events(groups)
-        return self._outputs(events, self.transducer(events))
+        return self.outputs_of(events, self.transducer(events))
 
     def predict(self, groups: Groups) -> Outputs:
         """The same outputs, with histories encoded once and candidates scored chunk by chunk.
@@ -81,10 +81,10 @@ class DlrmHSTU(Model):
         few = events.num_candidates.size(0) == 0 or events.candidate_timestamps.size(0) == 0
         plain = self.micro_batch == 0 and events.uih.size(0) < CACHE_FROM
         if few or (plain and events.candidate_timestamps.size(0) <= size):
-            return self._outputs(events, self.transducer(events))
+            return self.outputs_of(events, self.transducer(events))
         cache = self.transducer.encode_user(events)
         parts = [
-            self._outputs(chunk, self.transducer.score(chunk, cache))
+            self.outputs_of(chunk, self.transducer.score(chunk, cache))
             for chunk in candidate_chunks(events, size)
         ]
         return replace(Outputs.concatenate(parts), repeat=events.num_candidates)
@@ -109,7 +109,7 @@ class DlrmHSTU(Model):
                 "positional_encoder.use_time_encoding measures ages from it: encode again with the "
                 "new request_time",
             )
-        return self._outputs(events, self.transducer.score(events, cache))
+        return self.outputs_of(events, self.transducer.score(events, cache))
 
     def append(self, groups: Groups, cache: EncodedHistory) -> EncodedHistory:
         """New events of the users of `cache`, as keys and values of these alone.
@@ -177,8 +177,8 @@ class DlrmHSTU(Model):
         """The groups as the transducer reads them."""
         return self.channel.events(groups)
 
-    def _outputs(self, events: Events, user: Tensor) -> Outputs:
-        """`user` [T, D]: states of the candidates."""
+    def outputs_of(self, events: Events, user: Tensor) -> Outputs:
+        """Outputs of candidates whose states are `user` [T, D]."""
         item = self.item_mlp(events.candidates)
         return Outputs(logits=self.tower(user, item), repeat=events.num_candidates)
 
