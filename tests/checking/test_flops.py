@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import pkgutil
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from tzgen.checking.flops import FORMULAS, flop_counter, visible_pairs
 from tzgen.ops import hstu_attention as attention
 from tzgen.ops.hstu_attention.mask import MaskSpec, dense_mask
 from tzgen.ops.jagged_dense_bmm import jagged_dense_bmm_broadcast_add
+from tzgen.ops.softmax_attention import softmax_attention
 
 EVENTS, SHOWN = [3, 6, 0, 1], [1, 3, 2, 1]  # of HSTU's rows, after truncation
-NO_PRODUCTS = {"embedding_lookup"}  # looks up and adds
+NO_PRODUCTS = {"embedding_lookup", "dropout"}  # look up and add; multiply by a mask
+SERVING = {"hstu_attention_cached"}  # not called by a dry run
 
 
 def total(run: DryRun, prefix: str) -> int:
@@ -107,9 +111,28 @@ def test_weights_of_each_row() -> None:
 
 def test_every_op_is_counted_or_has_nothing_to_count() -> None:
     """A new op with products inside would silently count as none."""
-    import tzgen.ops  # noqa: F401  registers
+    import tzgen.ops
 
+    for module in pkgutil.iter_modules(tzgen.ops.__path__):
+        importlib.import_module(f"tzgen.ops.{module.name}")  # registers
     names = {str(name) for name in torch._C._dispatch_get_all_op_names()}
     ours = {n.split("::")[1].split(".")[0] for n in names if n.startswith("tzgen::")}
     forward = {name for name in ours if "backward" not in name and not name.endswith("_grad")}
-    assert forward - NO_PRODUCTS == set(FORMULAS)
+    assert forward - NO_PRODUCTS - SERVING == set(FORMULAS)
+
+
+def test_softmax_attention() -> None:
+    """Rows of 2 and 3 queries; all pairs, all pairs of two sequences, or causal ones."""
+    q, v = torch.randn(5, 2, 3), torch.randn(5, 2, 4)
+    longer = torch.randn(9, 2, 3), torch.randn(9, 2, 4)
+    offsets, keys = torch.tensor([0, 2, 5]), torch.tensor([0, 1, 9])
+    options = {"max_len": 3, "scale": 1.0}
+    for pairs, given in (
+        (4 + 9, (q, v, {})),
+        (2 * 1 + 3 * 8, (*longer, {"key_offsets": keys, "max_key_len": 8})),
+        (3 + 6, (q, v, {"mask": MaskSpec()})),
+    ):
+        k, values, more = given
+        with flop_counter() as counter:
+            softmax_attention(q, k, values, offsets, **options, **more)
+        assert counter.get_total_flops() == 2 * pairs * 2 * (3 + 4)

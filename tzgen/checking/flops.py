@@ -27,7 +27,8 @@ Formula = Callable[..., int]
 
 def flop_counter() -> FlopCounterMode:
     """A counter that knows the ops of tzgen; `counts_of` reads it."""
-    mapping = {getattr(torch.ops.tzgen, name): formula for name, formula in FORMULAS.items()}
+    known = [name for name in FORMULAS if hasattr(torch.ops.tzgen, name)]  # ops that are imported
+    mapping = {getattr(torch.ops.tzgen, name): FORMULAS[name] for name in known}
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
@@ -46,13 +47,45 @@ def jagged_bmm_flops(*args: Any, out_val: Any = None) -> int:
     return 2 * given["jagged"].numel() * int(given["dense"].size(2))
 
 
+def softmax_flops(*args: Any, out_val: Any = None) -> int:
+    """q.k and weights.v of every visible pair and head."""
+    given = _named("softmax_attention", args)
+    q, v, offsets = given["q"], given["v"], given["offsets"]
+    if given["mask"] is None:
+        keys = offsets if given["key_offsets"] is None else given["key_offsets"]
+        pairs = int((torch.diff(offsets) * torch.diff(keys)).sum())
+    else:
+        spec = MaskSpec(*given["mask"])
+        pairs = visible_pairs(offsets, given["num_targets"], spec, None)
+    return 2 * pairs * q.size(1) * (q.size(2) + v.size(2))
+
+
+def stu_input_flops(*args: Any, out_val: Any = None) -> int:
+    """[L, D] times the one projection to u, v, q and k."""
+    given = _named("stu_input", args)
+    return 2 * int(given["x"].size(0)) * given["weight"].numel()
+
+
+def stu_output_flops(*args: Any, out_val: Any = None) -> int:
+    """The gated [L, parts * H * hidden_dim] times the output projection."""
+    given = _named("stu_output", args)
+    return 2 * int(given["x"].size(0)) * given["weight"].numel()
+
+
+_ALL = (attention_flops, jagged_bmm_flops, softmax_flops, stu_input_flops, stu_output_flops)
 # FlopCounterMode hands over tensors, not only their shapes, where this is set.
-for _formula in (attention_flops, jagged_bmm_flops):
+for _formula in _ALL:
     _formula._get_raw = True  # type: ignore[attr-defined]
 
-# Forward ops with matrix products inside; a test holds that the other ops have none.
+# Forward ops of training with matrix products inside; a test holds that there are no others.
 FORMULAS: Mapping[str, Formula] = MappingProxyType(
-    {"hstu_attention": attention_flops, "jagged_dense_bmm": jagged_bmm_flops}
+    {
+        "hstu_attention": attention_flops,
+        "jagged_dense_bmm": jagged_bmm_flops,
+        "softmax_attention": softmax_flops,
+        "stu_input": stu_input_flops,
+        "stu_output": stu_output_flops,
+    }
 )
 
 
