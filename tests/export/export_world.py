@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tzgen.config import load_pipeline
 from tzgen.data.batch import Batch, Source
 from tzgen.features import create_features
 from tzgen.features.synthesis import synthesise
+from tzgen.modules.kv_cache import CacheShape, PagedKVCache
+from tzgen.modules.stu_cache import EncodedHistory, store
 
 TEXTS = Path(__file__).resolve().parent.parent / "integration" / "texts"
 
@@ -43,3 +46,23 @@ def batch_of(config: Any, pipeline: Pipeline, num_rows: int = 6, seed: int = 1) 
         ("rows.parquet",), torch.zeros(num_rows, dtype=torch.int32), torch.arange(num_rows)
     )
     return pipeline.parse(rows, source)
+
+
+def in_pages(cache: EncodedHistory, page_size: int = 4) -> EncodedHistory:
+    """The same cache in pages."""
+    first = cache.layers[0]
+    shape = CacheShape(
+        len(cache.layers),
+        first.k.size(1),
+        first.k.size(2),
+        first.v.size(2),
+        page_size=page_size,
+        dtype=first.k.dtype,
+        timestamps=first.timestamps is not None,
+    )
+    counts = cache.lengths.tolist()
+    pages = PagedKVCache(shape, num_pages=sum(shape.pages_of(count) for count in counts) + 1)
+    handles = [pages.create() for _ in counts]
+    with pages.write(handles, counts) as write:
+        store(cache, write)
+    return replace(cache, layers=pages.views(handles))

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from export.export_world import batch_of, config_of, pipeline_of
+from export.export_world import batch_of, config_of, in_pages, pipeline_of
 from safetensors.torch import load_file, save_file
 
 from tzgen.errors import UserError
 from tzgen.export import writing
+from tzgen.export.cached import EagerCached, Groups
 from tzgen.export.loaded import load_package
 from tzgen.export.package import write_manifest
+from tzgen.export.parity import cached_answers, largest_difference
 
 HAS_COMPILER = shutil.which("g++") is not None or shutil.which("clang++") is not None
 
@@ -47,7 +50,10 @@ def test_the_manifest_says_where_it_came_from(tmp_path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["step"] == 3 and manifest["format"] == "EAGER"
     cases = ("as saved", "first row", "one-step histories", "empty histories")
-    assert manifest["parity"] == dict.fromkeys(cases, 0.0)
+    encoded = {f"{case}, encoded" for case in cases}
+    assert set(manifest["parity"]) == {*cases, *encoded}
+    assert {case: manifest["parity"][case] for case in cases} == dict.fromkeys(cases, 0.0)
+    assert max(manifest["parity"].values()) < 1e-5
     assert {"tables.safetensors", "dense.safetensors"} <= set(manifest["checksums"])
 
 
@@ -101,14 +107,72 @@ def test_auto_without_a_compiler_is_eager(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads((path / "manifest.json").read_text())["format"] == "EAGER"
 
 
+STABLE = (
+    "model_config.dlrm_hstu.hstu.stu.append_stable=true",
+    "model_config.dlrm_hstu.hstu.positional_encoder.use_time_encoding=false",
+)
+
+
+def test_the_manifest_lists_graphs_and_why_there_is_no_append(tmp_path: Path) -> None:
+    _, _, path = export(tmp_path / "a", "dlrm_hstu")
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert list(manifest["graphs"]) == ["full", "encode", "score"]
+    encode, score = manifest["graphs"]["encode"], manifest["graphs"]["score"]
+    assert encode["then"] == ["request_time"] and encode["outputs"] == score["then"]
+    assert not any(entry["name"].startswith("candidate") for entry in encode["inputs"])
+    assert all(entry["name"].startswith("candidate") for entry in score["inputs"])
+    assert score["outputs"] == [n for n in manifest["outputs"] if n != "repeat"]
+    fields = " ".join(manifest["append_refused"])
+    assert "stu.append_stable (false)" in fields and "use_time_encoding (true)" in fields
+    _, _, path = export(tmp_path / "b", "dlrm_hstu", *STABLE)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert list(manifest["graphs"]) == ["full", "encode", "score", "append"]
+    assert manifest["graphs"]["encode"]["then"] == [] and manifest["append_refused"] == []
+    names = [entry["name"] for entry in manifest["graphs"]["append"]["inputs"]]
+    assert "uih" in names and "contextual" not in names
+    assert "empty histories, appended" in manifest["parity"]
+
+
+def test_the_graphs_of_caches_can_be_left_out(tmp_path: Path) -> None:
+    _, _, path = export(tmp_path / "a", "dlrm_hstu", "export_config.cached_graphs=false")
+    assert list(json.loads((path / "manifest.json").read_text())["graphs"]) == ["full"]
+    _, _, path = export(tmp_path / "b", "mmoe")
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert list(manifest["graphs"]) == ["full"] and "cache" not in manifest
+
+
+def test_drift_of_a_cached_graph_refuses_to_publish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drifting(self: EagerCached, groups: Groups, cache: object) -> dict[str, torch.Tensor]:
+        return {name: value + 1 for name, value in original(self, groups, cache).items()}
+
+    original = EagerCached.score
+    monkeypatch.setattr(EagerCached, "score", drifting)
+    with pytest.raises(UserError, match=r"differs from eager.*\(as saved, encoded\)"):
+        export(tmp_path, "dlrm_hstu")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
 def test_compiled_package_equals_the_pipeline_on_other_rows(tmp_path: Path) -> None:
-    config, pipeline, path = export(tmp_path, "dlrm_hstu", "export_config.format=AOTI")
-    assert (path / "graphs" / "full.pt2").exists()
+    config, pipeline, path = export(tmp_path, "dlrm_hstu", "export_config.format=AOTI", *STABLE)
+    graphs = ("full", "encode", "score", "append")
+    assert all((path / "graphs" / f"{name}.pt2").exists() for name in graphs)
     loaded = load_package(path)
     for rows in (1, 2, 7):
         other = batch_of(config, pipeline, num_rows=rows, seed=rows)
         want, got = pipeline.predict(other)[0], loaded.predict(other)[0]
-        for output in want:
-            torch.testing.assert_close(got[output], want[output], atol=1e-5, rtol=1e-5)
+        answers = {"whole": got, **cached_answers(loaded, other, "rows")}
+        assert set(answers) == {"whole", "rows, encoded", "rows, appended"}
+        for kind, answer in answers.items():
+            name, difference = largest_difference(want, answer)
+            assert difference < 1e-5, f"{kind} {name}"
+    groups = loaded.pipeline.module.embeddings(other)
+    cache = loaded.encode(groups)
+    paged = in_pages(cache)
+    for name, value in loaded.score(groups, paged).items():
+        torch.testing.assert_close(value, loaded.score(groups, cache)[name])
+    with pytest.raises(UserError, match="compiled for"):
+        loaded.score(groups, replace(cache, max_len=10**6))

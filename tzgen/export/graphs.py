@@ -67,20 +67,23 @@ def unflatten(
 class FullGraph(nn.Module):
     """Groups to predictions: the graph named `full`.
 
-    `output_names` are filled by the first call and say what each returned tensor is; `repeat`, the
-    candidates per row, comes last where the model has candidates.
+    `served`: by Model.predict, which may cut the work up, instead of by the forward, which is what
+    is compiled. `output_names` are filled by the first call and say what each returned tensor is;
+    `repeat`, the candidates per row, comes last where the model has candidates.
     """
 
-    def __init__(self, pipeline: Pipeline, inputs: Sequence[GraphInput]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, inputs: Sequence[GraphInput], *, served: bool = False
+    ) -> None:
         super().__init__()
         self.head = pipeline.module.head
-        self._decodes = pipeline.model.decodes
+        self._served = served or pipeline.model.decodes
         self.inputs = tuple(inputs)
         self._tasks = pipeline.tasks
         self.output_names: tuple[str, ...] = ()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.head.outputs(unflatten(tensors, self.inputs), predict=self._decodes)
+        outputs = self.head.outputs(unflatten(tensors, self.inputs), predict=self._served)
         named = predictions(outputs, self._tasks)
         if outputs.repeat is not None:
             named = {**named, "repeat": outputs.repeat}
@@ -88,12 +91,11 @@ class FullGraph(nn.Module):
         return tuple(named.values())
 
 
-def trace(graph: FullGraph, groups: Groups) -> torch.export.ExportedProgram:
-    """torch.export with every row and token count dynamic.
+def trace(graph: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """torch.export of a graph over flat tensors, with every row and token count dynamic.
 
     The example needs two rows and two tokens of everything: 0 and 1 are special to the tracer.
     """
-    example = flatten(groups, graph.inputs)
     dynamic = torch.export.Dim.AUTO
     shapes = tuple({0: dynamic} for _ in example)
     with torch.no_grad():

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,26 @@ from tzgen.build import Pipeline, build_pipeline
 from tzgen.data.batch import Batch, Ragged
 from tzgen.embeddings import LocalTables
 from tzgen.errors import UserError
+from tzgen.export.cached import Cached, CompiledCached, EagerCached, Graph, Groups, cached_model
+from tzgen.export.cached_graphs import GRAPHS, CacheLayout
 from tzgen.export.graphs import FullGraph, GraphInput, flatten
+from tzgen.export.native import load_carried
 from tzgen.export.package import Package, open_package
-
-Graph = Callable[..., Sequence[Tensor]]
+from tzgen.modules.stu_cache import EncodedHistory
 
 
 @dataclass
 class LoadedPackage:
-    """Predicts like `Pipeline.predict`, from what lies in the package and nothing else."""
+    """Predicts like `Pipeline.predict`, from what lies in the package and nothing else.
+
+    Groups are what `pipeline.module.embeddings(batch)` returns, or the part that is read.
+    """
 
     package: Package
     pipeline: Pipeline
     inputs: tuple[GraphInput, ...]
     graph: Graph
+    cached: Cached | None
 
     def predict(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         """({"probs_is_click": [N], ...}, candidates per row or None)."""
@@ -45,6 +51,33 @@ class LoadedPackage:
         named = dict(zip(self.package.manifest["outputs"], results, strict=True))
         repeat = named.pop("repeat", None)
         return named, repeat
+
+    def encode(self, groups: Groups, request_time: Tensor | None = None) -> EncodedHistory:
+        """Contextual features and histories as a cache; candidates are not read but for their time.
+
+        request_time int64 [B]: what ages are measured from, else the newest candidate_timestamp.
+        """
+        with torch.no_grad():
+            return self._need_cached().encode(groups, request_time)
+
+    def score(self, groups: Groups, cache: EncodedHistory) -> dict[str, Tensor]:
+        """{"probs_is_click": [N], ...} of candidate groups, row b against row b of the cache."""
+        with torch.no_grad():
+            return self._need_cached().score(groups, cache)
+
+    def append(self, groups: Groups, cache: EncodedHistory) -> EncodedHistory:
+        """New events as a cache of these alone, for `cache.extended`; append-stable models only."""
+        with torch.no_grad():
+            return self._need_cached().append(groups, cache)
+
+    def _need_cached(self) -> Cached:
+        if self.cached is None:
+            graphs = ", ".join(self.package.graph_names)
+            raise UserError(
+                f"{self.package.path} has the graphs {graphs} and cannot encode and score apart: "
+                "its model has no such graphs, or it was exported without them"
+            )
+        return self.cached
 
 
 def load_package(
@@ -60,6 +93,7 @@ def load_package(
     Raises UserError when it was compiled for another device type or its runtime is not installed.
     """
     package, device = open_package(path), device or torch.device("cpu")
+    load_carried(package)
     config = configs.load_pipeline(package.config_path, overrides)
     pipeline = build_pipeline(
         config,
@@ -74,27 +108,49 @@ def load_package(
     tables.load_tables(load_file(path / "tables.safetensors"))
     pipeline.module.eval()
     inputs = tuple(GraphInput(**entry) for entry in package.manifest["inputs"])
-    return LoadedPackage(package, pipeline, inputs, _graph(package, pipeline, inputs, device))
-
-
-def _graph(
-    package: Package, pipeline: Pipeline, inputs: tuple[GraphInput, ...], device: torch.device
-) -> Graph:
     if package.format == "EAGER":
-        missing, unexpected = pipeline.module.head.load_state_dict(
-            load_file(package.path / "dense.safetensors"), strict=False
-        )
-        if missing or unexpected:
-            raise UserError(
-                f"{package.path}: weights and pipeline.config disagree; missing {missing[:3]}, "
-                f"unexpected {unexpected[:3]}: export again with this version"
-            )
-        return FullGraph(pipeline, inputs).eval()
+        _load_dense(package, pipeline)
+        model = cached_model(pipeline.model)
+        cached = None if model is None else EagerCached(pipeline, model)
+        full = FullGraph(pipeline, inputs, served=True).eval()
+        return LoadedPackage(package, pipeline, inputs, full, cached)
     made_for = package.manifest["device"]
     if made_for != device.type:
         raise UserError(
             f"{package.path} was compiled for {made_for}, this process computes on {device.type}: "
             "export it here, or with --set export_config.format=EAGER"
         )
-    compiled: Any = torch._inductor.aoti_load_package(str(package.graph("full")))
-    return compiled
+    return LoadedPackage(
+        package, pipeline, inputs, _compiled(package, "full"), _compiled_cached(package, pipeline)
+    )
+
+
+def _load_dense(package: Package, pipeline: Pipeline) -> None:
+    missing, unexpected = pipeline.module.head.load_state_dict(
+        load_file(package.path / "dense.safetensors"), strict=False
+    )
+    if missing or unexpected:
+        raise UserError(
+            f"{package.path}: weights and pipeline.config disagree; missing {missing[:3]}, "
+            f"unexpected {unexpected[:3]}: export again with this version"
+        )
+
+
+def _compiled(package: Package, name: str) -> Graph:
+    compiled: Any = torch._inductor.aoti_load_package(str(package.graph(name)))
+    return compiled  # type: ignore[no-any-return]
+
+
+def _compiled_cached(package: Package, pipeline: Pipeline) -> Cached | None:
+    """The compiled graphs beside `full`, where the package has them."""
+    model, listed = cached_model(pipeline.model), package.manifest.get("graphs", {})
+    names = [name for name in GRAPHS if name in listed]
+    if model is None or not names:
+        return None
+    return CompiledCached(
+        model,
+        CacheLayout(**package.manifest["cache"]),
+        inputs={n: tuple(GraphInput(**entry) for entry in listed[n]["inputs"]) for n in names},
+        outputs={n: tuple(listed[n]["outputs"]) for n in names},
+        graphs={n: _compiled(package, n) for n in names},
+    )

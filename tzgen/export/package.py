@@ -5,7 +5,9 @@ manifest.json            written last: the commit mark, with checksums and where
 pipeline.config          features, groups and model, for parsing rows and for EAGER
 tables.safetensors       embedding tables by table name, full tensors
 dense.safetensors        all other weights, one file for all graphs
-graphs/full.pt2          compiled graphs of format AOTI; none for EAGER
+graphs/full.pt2          compiled graphs of format AOTI (full; encode, score, append of models that
+                         have them); none for EAGER
+native/*.so              the native op library, where the model runs on it
 replay.safetensors       groups and outputs of the batch that proved the package equal to eager
 """
 
@@ -41,6 +43,10 @@ class Package:
     @property
     def config_path(self) -> Path:
         return self.path / "pipeline.config"
+
+    @property
+    def graph_names(self) -> tuple[str, ...]:
+        return tuple(self.manifest.get("graphs", ("full",)))
 
     def graph(self, name: str) -> Path:
         return self.path / "graphs" / f"{name}.pt2"

@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 from tzgen.data.batch import Batch, Ids, Ragged
+from tzgen.export.cached import Groups, cached_model
+from tzgen.export.loaded import LoadedPackage
+from tzgen.models.base import ragged_group
+from tzgen.models.dlrm_hstu import DlrmHSTU
+from tzgen.modules.stu_cache import newest_time, oldest_time
+from tzgen.ops import jagged
 
 
 def largest_difference(
@@ -112,7 +118,53 @@ def _cut_ids(ids: Ids, keep: int) -> Ids:
 
 def _newest(lengths: Tensor, keep: int) -> Tensor:
     """Indices of the last `keep` steps of every row."""
-    row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    start = torch.cumsum(lengths, 0) - lengths
-    within = torch.arange(int(lengths.sum())) - start[row]
+    row, within = jagged.place_index(lengths, int(lengths.sum()))
     return torch.nonzero(within >= (lengths - keep)[row]).flatten()
+
+
+def cached_answers(loaded: LoadedPackage, rows: Batch, case: str) -> dict[str, dict[str, Tensor]]:
+    """What a package says of `rows` by encode and score, and with append between them."""
+    if loaded.cached is None:
+        return {}
+    with torch.no_grad():
+        groups = loaded.pipeline.module.embeddings(rows)
+    answers = {f"{case}, encoded": loaded.score(groups, loaded.encode(groups))}
+    model = cached_model(loaded.pipeline.model)
+    if model is not None and not model.append_refusals:
+        older, newer = split_histories(groups, model.channel.name, model.channel.oldest_first)
+        if _in_order(model, older, newer):
+            cache = loaded.encode(older)
+            cache = cache.extended(loaded.append(newer, cache))
+            answers[f"{case}, appended"] = loaded.score(groups, cache)
+    return answers
+
+
+def split_histories(
+    groups: Groups, channel: str, oldest_first: bool
+) -> tuple[dict[str, Tensor | Ragged], dict[str, Tensor | Ragged]]:
+    """The groups without every row's newest event, and with nothing but it; others are in both."""
+    older, newer = dict(groups), dict(groups)
+    for name, value in groups.items():
+        if isinstance(value, Ragged) and (name == channel or name.startswith(f"{channel}_")):
+            last = _newest(value.lengths, 1) if oldest_first else _oldest(value.lengths)
+            rest = torch.ones(value.values.size(0), dtype=torch.bool, device=value.values.device)
+            rest[last] = False
+            one = value.lengths.clamp(max=1)
+            older[name] = Ragged(value.values[rest], value.lengths - one, max(value.max_len - 1, 0))
+            newer[name] = Ragged(value.values[last], one, min(value.max_len, 1))
+    return older, newer
+
+
+def _in_order(model: DlrmHSTU, older: Groups, newer: Groups) -> bool:
+    """Whether the newest events are no older than the rest, where that matters."""
+    if not model.transducer.stack.orders_by_time:
+        return True
+    zeros = ragged_group(dict(older), model.channel.name).lengths * 0
+    before, after = (model.channel.history(dict(part), zeros) for part in (older, newer))
+    times = newest_time(before, zeros)
+    return not bool((oldest_time(after, times) < times).any())
+
+
+def _oldest(lengths: Tensor) -> Tensor:
+    """Index of the first step of every row that has one."""
+    return (torch.cumsum(lengths, 0) - lengths)[lengths > 0]

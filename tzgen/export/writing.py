@@ -5,22 +5,25 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tzgen import config as configs
 from tzgen.build import Pipeline
 from tzgen.data.batch import Batch, Ragged
 from tzgen.errors import UserError
-from tzgen.export.graphs import FullGraph, flatten, inputs_of, trace
+from tzgen.export.cached import cached_model
+from tzgen.export.cached_graphs import TracedGraph, make_graphs
+from tzgen.export.graphs import FullGraph, GraphInput, flatten, inputs_of, trace
 from tzgen.export.loaded import load_package
+from tzgen.export.native import carry
 from tzgen.export.package import staged, write_manifest
-from tzgen.export.parity import edge_cases, largest_difference
+from tzgen.export.parity import cached_answers, edge_cases, largest_difference
 from tzgen.log import LOGGER
 
 
@@ -43,25 +46,24 @@ def export_package(
     with torch.no_grad():
         groups = pipeline.module.embeddings(batch.to(device))
     graph = FullGraph(pipeline, inputs_of(groups, _max_lens(groups, pipeline))).eval()
+    flat = flatten(groups, graph.inputs)
     with torch.no_grad():
-        expected = graph(*flatten(groups, graph.inputs))
+        expected = graph(*flat)
+    cached = _cached_graphs(pipeline, chosen, groups, graph.inputs)
     with staged(export_dir, overwrite=overwrite) as folder:
         _write_weights(pipeline, folder)
-        _write_graph(chosen, graph, groups, folder)
-        save_file(
-            {
-                **{f"in.{i}": t.clone() for i, t in enumerate(flatten(groups, graph.inputs))},
-                **{
-                    f"out.{n}": t.clone() for n, t in zip(graph.output_names, expected, strict=True)
-                },
-            },
-            folder / "replay.safetensors",
-        )
+        if chosen == "AOTI":
+            examples = {name: (made.graph, made.example) for name, made in cached.items()}
+            _compile({"full": (graph, flat), **examples}, folder)
+        _write_replay(flat, dict(zip(graph.output_names, expected, strict=True)), folder)
+        full = {"inputs": [e.as_json() for e in graph.inputs], "outputs": list(graph.output_names)}
         body = {
             "format": chosen,
             "device": device.type,
-            "inputs": [entry.as_json() for entry in graph.inputs],
-            "outputs": list(graph.output_names),
+            **full,
+            "graphs": {"full": full, **{name: made.as_json() for name, made in cached.items()}},
+            **_cache_facts(pipeline, cached),
+            "native_library": carry(pipeline, folder, device),
             "torch": torch.__version__,
             **provenance,
         }
@@ -72,6 +74,36 @@ def export_package(
     return export_dir
 
 
+def _cached_graphs(
+    pipeline: Pipeline,
+    chosen: str,
+    groups: Mapping[str, Tensor | Ragged],
+    inputs: Sequence[GraphInput],
+) -> dict[str, TracedGraph]:
+    """The graphs beside `full`; {} where the model has none or export_config wants none."""
+    model = cached_model(pipeline.model)
+    if model is None or not pipeline.config.export_config.cached_graphs:
+        return {}
+    if model.transducer.stack.truncation is not None:
+        if chosen == "AOTI":
+            LOGGER.warning(
+                "encode and score are not exported: with attention truncation, layers hold "
+                "different numbers of tokens, which no graph can foresee; format EAGER has both"
+            )
+        return {}
+    return make_graphs(pipeline, model, groups, inputs)
+
+
+def _cache_facts(pipeline: Pipeline, cached: Mapping[str, TracedGraph]) -> dict[str, Any]:
+    """What a manifest says of the cache, and why there is no append."""
+    model = cached_model(pipeline.model)
+    if model is None or not cached:
+        return {}
+    layout = cached["encode"].graph.layout
+    refused = [str(choice) for choice in model.append_refusals]
+    return {"cache": layout.as_json(), "append_refused": refused}
+
+
 def _prove(pipeline: Pipeline, batch: Batch, folder: Path) -> dict[str, float]:
     """Largest absolute difference between package and eager for each case; refuses drift."""
     device = device_of(pipeline)
@@ -80,14 +112,17 @@ def _prove(pipeline: Pipeline, batch: Batch, folder: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for case, cut in edge_cases(batch, _candidates(pipeline)).items():
         rows = cut.to(device)
-        name, difference = largest_difference(pipeline.predict(rows)[0], loaded.predict(rows)[0])
-        found[case] = difference
-        if not difference <= tolerance:
-            raise UserError(
-                f"the package differs from eager by {difference:.3g} in {name} ({case}); "
-                f"export_config.parity_tolerance is {tolerance:.3g}. Nothing was published. "
-                "Relax the tolerance for reduced precision, or export with format EAGER."
-            )
+        expected = pipeline.predict(rows)[0]
+        answers = {case: loaded.predict(rows)[0], **cached_answers(loaded, rows, case)}
+        for kind, answer in answers.items():
+            name, difference = largest_difference(expected, answer)
+            found[kind] = difference
+            if not difference <= tolerance:
+                raise UserError(
+                    f"the package differs from eager by {difference:.3g} in {name} ({kind}); "
+                    f"export_config.parity_tolerance is {tolerance:.3g}. Nothing was published. "
+                    "Relax the tolerance for reduced precision, or export with format EAGER."
+                )
     return found
 
 
@@ -115,17 +150,20 @@ def _write_weights(pipeline: Pipeline, folder: Path) -> None:
     (folder / "pipeline.config").write_text(configs.dump(pipeline.config), encoding="utf-8")
 
 
-def _write_graph(
-    chosen: str, graph: FullGraph, groups: Mapping[str, Tensor | Ragged], folder: Path
-) -> None:
-    if chosen == "EAGER":
-        return
+def _write_replay(flat: Sequence[Tensor], outputs: Mapping[str, Tensor], folder: Path) -> None:
+    tensors = {f"in.{index}": tensor.clone() for index, tensor in enumerate(flat)}
+    tensors.update({f"out.{name}": tensor.clone() for name, tensor in outputs.items()})
+    save_file(tensors, folder / "replay.safetensors")
+
+
+def _compile(graphs: Mapping[str, tuple[nn.Module, tuple[Tensor, ...]]], folder: Path) -> None:
     (folder / "graphs").mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch about its own pytrees
-        torch._inductor.aoti_compile_and_package(
-            trace(graph, groups), package_path=str(folder / "graphs" / "full.pt2")
-        )
+    for name, (graph, example) in graphs.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch about its own pytrees
+            torch._inductor.aoti_compile_and_package(
+                trace(graph, example), package_path=str(folder / "graphs" / f"{name}.pt2")
+            )
 
 
 def _max_lens(groups: Mapping[str, Tensor | Ragged], pipeline: Pipeline) -> dict[str, int]:

@@ -99,17 +99,21 @@ class DlrmHSTU(Model):
 
     def score(self, groups: Groups, cache: EncodedHistory) -> Outputs:
         """`forward` of the groups candidate and candidate_timestamp alone, rows as in `cache`."""
+        events = self.scored_events(groups, cache)
+        return self.outputs_of(events, self.transducer.score(events, cache))
+
+    def scored_events(self, groups: Groups, cache: EncodedHistory) -> Events:
+        """The candidates of `groups`; raises UserError where they do not belong to `cache`."""
         events = self.channel.candidates(groups)
         _require_rows(events.num_candidates, cache)
         if self.channel.needs_request_time:
-            late = events.query_time > cache.query_time
             _refuse(
-                late,
+                events.query_time > cache.query_time,
                 "candidates are newer than the request that the history was encoded for, and "
                 "positional_encoder.use_time_encoding measures ages from it: encode again with the "
                 "new request_time",
             )
-        return self.outputs_of(events, self.transducer.score(events, cache))
+        return events
 
     def append(self, groups: Groups, cache: EncodedHistory) -> EncodedHistory:
         """New events of the users of `cache`, as keys and values of these alone.
@@ -118,6 +122,10 @@ class DlrmHSTU(Model):
         group contextual may be left out, else it must be what the cache was made with. Raises
         UserError where the model is not append-stable, naming the fields.
         """
+        return self.transducer.append(self.appended_events(groups, cache), cache)
+
+    def appended_events(self, groups: Groups, cache: EncodedHistory) -> Events:
+        """The new events of `groups`; raises UserError where they cannot be appended to `cache`."""
         self.require_append()
         given = dict(groups)
         if cache.contextual is not None:
@@ -135,7 +143,7 @@ class DlrmHSTU(Model):
                 "new events are older than cached ones, which mtgr.timestamp_mask would show them "
                 "to: encode the whole history again",
             )
-        return self.transducer.append(events, cache)
+        return events
 
     def resumed(
         self, groups: Groups, layers: LayerCaches, request_time: Tensor | None = None

@@ -77,6 +77,22 @@ def joined(cache: CachedKV, new: CachedKV) -> CachedKV:
     )
 
 
+def gathered(cache: CachedKV) -> CachedKV:
+    """The same tokens as contiguous rows: a copy of what lies in pages."""
+    if cache.table is None:
+        return cache
+    total = int(cache.lengths.sum())
+    rows, places = jagged.place_index(cache.lengths, total)
+    pages = cache.table[rows, places // cache.page_size]
+    slots = pages * cache.page_size + places % cache.page_size
+
+    def taken(pool: Tensor) -> Tensor:
+        return pool.flatten(0, 1).index_select(0, slots)
+
+    times = None if cache.timestamps is None else taken(cache.timestamps)
+    return CachedKV(taken(cache.k), taken(cache.v), cache.lengths, cache.max_len, timestamps=times)
+
+
 def history_of(events: Events) -> Events:
     """The same rows without candidates."""
     candidates = None if events.candidates is None else events.candidates[:0]
