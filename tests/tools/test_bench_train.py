@@ -44,7 +44,27 @@ def test_calls_are_timed_even_when_they_fail() -> None:
     def fail() -> None:
         raise ValueError
 
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         bench_train.timed(seconds, "part", fail)()
     assert bench_train.timed(seconds, "part", lambda x: x + 1)(1) == 2
-    assert len(seconds["part"]) == 4 and seconds["part"] == sorted(seconds["part"])
+    for name in ("part", bench_train.CPU + "part"):
+        assert len(seconds[name]) == 4 and seconds[name] == sorted(seconds[name])
+
+
+def test_the_parts_of_a_run_add_up() -> None:
+    stamps = {
+        "imported": [10.0],
+        "pipeline": [10.0, 12.0],
+        "__init__": [12.0, 12.5],
+        "_step": [13.0, 15.0, 15.0, 16.0, 16.0, 17.0, 17.0, 17.5],
+        "_evaluate": [18.0, 20.0],
+        "_save": [19.0, 19.5, 20.0, 20.25],
+        "plot": [21.0, 21.5],
+        "done": [22.0],
+    }
+    parts = bench_train.parts_of(stamps, "", began=7.0, total=16.0)
+    assert parts.pop("it/s") == 1.0 and parts.pop("total") == 16.0
+    assert parts["the other 2 steps"] == 2.0 and parts["first step"] == 2.0
+    assert parts["evaluation"] == 1.5 and parts["checkpoints"] == 0.75
+    assert parts["loader process, process exit"] == 1.0
+    assert sum(parts.values()) == pytest.approx(16.0)
