@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 import tzgen.models  # noqa: F401  registers the models
 from tzgen import config as configs
+from tzgen.config.features import features_of
 from tzgen.config.support import triton_runs
 from tzgen.config.tasks import TaskSpec, task_specs
+from tzgen.config.validate_features import has_table
 from tzgen.data.batch import Batch, Ragged, Source
 from tzgen.data.loader import BatchCost, BatchLoader
 from tzgen.data.readers import open_reader
@@ -31,7 +33,15 @@ from tzgen.features import Feature, FeatureParser, create_features
 from tzgen.log import LOGGER
 from tzgen.models.base import MODELS, Model, Outputs
 from tzgen.modules.stu import STULayer
-from tzgen.objectives import LossTerm, Objective, TaskMetrics, TrainMetrics, predictions
+from tzgen.objectives import (
+    EvalMetrics,
+    LossTerm,
+    Objective,
+    TrainMetrics,
+    make_metrics,
+    make_objective,
+    predictions,
+)
 from tzgen.ops.hstu_attention import chosen_kernel
 
 Mode = Literal["train", "eval", "predict"]
@@ -90,6 +100,10 @@ class Head(nn.Module):
             outputs: Outputs = self.model.predict(dict(groups)) if predict else self.model(groups)
         return outputs.map(_float32)
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The configured autocast, as a context."""
+        return torch.autocast(device.type, dtype=self._dtype, enabled=self._dtype is not None)
+
     def counts(self, batch: Batch) -> Tensor:
         """Loss denominators of a whole batch, before it is cut into micro-batches."""
         return self.objective.counts(batch)
@@ -100,10 +114,6 @@ class TrainModule(nn.Module):
 
     def __init__(self, embeddings: EmbeddingGroup, head: Head) -> None:
         super().__init__()
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """The configured autocast, as a context."""
-        return torch.autocast(device.type, dtype=self._dtype, enabled=self._dtype is not None)
-
         self.embeddings, self.head = embeddings, head
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:
@@ -136,15 +146,9 @@ class Pipeline:
         """The tasks' `train_metrics`, decayed, on training batches."""
         return TrainMetrics(self.tasks)
 
-    def eval_metrics(self, *, intervals: bool = False) -> TaskMetrics:
-        eval_config = self.config.eval_config
-        key = eval_config.confidence_key if intervals else ""
-        return TaskMetrics(
-            self.tasks,
-            confidence_key=key,
-            bootstrap_samples=eval_config.bootstrap_samples,
-            seed=eval_config.bootstrap_seed,
-        )
+    def eval_metrics(self, *, intervals: bool = False) -> EvalMetrics:
+        """New metrics for one evaluation; `intervals`: also over users, where configured."""
+        return make_metrics(self.model, self.tasks, self.config.eval_config, intervals=intervals)
 
 
 def validate(config: Any) -> list[Problem]:
@@ -176,6 +180,8 @@ def build_pipeline(
     seed = config.train_config.seed
     torch.manual_seed(seed)
     device = device or torch.device("cpu")
+    if not any(has_table(ref) for ref in features_of(config)):
+        engine = "local"  # nothing to shard
     engine = engine or _engine(config.train_config)
     model_class = MODELS[config.model_config.WhichOneof("model")]
     tasks = task_specs(config.model_config, config.data_config.label_fields)
@@ -195,7 +201,7 @@ def build_pipeline(
     _tell_kernel(model, device)
     head = Head(
         model.to(device),
-        Objective(tasks, config.model_config),
+        make_objective(model, tasks, config.model_config),
         dtype=_autocast_dtype(config.train_config.mixed_precision),
         sum_over_ranks=sum_over_ranks,
         world_size=world_size,

@@ -9,14 +9,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tzgen.modules.collectives import from_first_rank, gather_rows, grouped, sum_over_ranks
+from tzgen.modules.collectives import (
+    first_row,
+    from_first_rank,
+    gather_rows,
+    gather_with_gradient,
+    grouped,
+    sum_over_ranks,
+)
 
 
 def test_without_a_group_nothing_happens() -> None:
     x = torch.arange(6.0).view(3, 2)
     assert not grouped()
-    for call in (sum_over_ranks, from_first_rank, gather_rows):
+    for call in (sum_over_ranks, from_first_rank, gather_rows, gather_with_gradient):
         assert torch.equal(call(x), x)
+    assert first_row(x) == 0
 
 
 def _rank(rank: int, store: str, folder: str) -> None:
@@ -24,9 +32,14 @@ def _rank(rank: int, store: str, folder: str) -> None:
     rows = torch.full((rank * 2, 3), float(rank))  # rank 0 has none
     found = {
         "sum": sum_over_ranks(torch.tensor([1.0 + rank])),
-        "first": from_first_rank(torch.tensor([7.0 + rank])),
         "rows": gather_rows(rows),
+        "first": from_first_rank(torch.tensor([7.0 + rank])),
+        "start": torch.tensor(first_row(torch.zeros(rank + 1, 2))),
     }
+    mine = torch.full((rank + 1, 2), 1.0 + rank, requires_grad=True)
+    everybody = gather_with_gradient(mine)
+    (everybody * torch.arange(1.0, 4.0).unsqueeze(1)).sum().backward()
+    found |= {"everybody": everybody.detach(), "gradient": mine.grad}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -38,3 +51,8 @@ def test_two_ranks(tmp_path: Path) -> None:
         assert found["sum"].item() == 3.0
         assert found["first"].item() == 7.0
         assert torch.equal(found["rows"], torch.ones(2, 3))
+        assert found["start"] == rank
+        assert found["everybody"][:, 0].tolist() == [1.0, 2.0, 2.0]
+        # both ranks use all three rows: each gradient arrives twice
+        weights = [[2.0]] if rank == 0 else [[4.0], [6.0]]
+        assert torch.equal(found["gradient"], torch.tensor(weights).expand(-1, 2))

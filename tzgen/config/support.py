@@ -22,8 +22,17 @@ from tzgen.errors import Problem
 
 # Field numbers from here up are forms that TorchEasyRec itself no longer writes.
 EARLIER = 2000
+# Models that learn from the items themselves: no tasks, no labels.
+WITHOUT_TASKS = ("sid_rqvae", "sid_rqkmeans", "sid_opq")
 # Members of ModelConfig.model that can be trained.
-MODELS = ("dlrm_hstu", "ultra_hstu", "simple_multi_task", "mmoe", "ple")
+MODELS = (
+    "dlrm_hstu",
+    "ultra_hstu",
+    "simple_multi_task",
+    "mmoe",
+    "ple",
+    *WITHOUT_TASKS,
+)
 
 
 class Status(Enum):
@@ -49,7 +58,6 @@ def _refused(text: str) -> Support:
 
 
 _SAMPLER = _refused("Negative samplers come with the match models. Remove it.")
-_RECOMPUTE = _replaced("Only memory against time; activations are kept, results are the same.")
 _MAXCOMPUTE = _replaced("Only read by the MaxCompute reader; without effect on files.")
 _ODPS = _refused("MaxCompute is not supported yet. Use ParquetDataset or CsvDataset.")
 _KERNELS = _refused(
@@ -67,7 +75,6 @@ _COMBINE = _refused(
 _EVENT_TIME = _refused(
     "Checkpoints by event time come with stream readers. Use save_checkpoints_steps."
 )
-_SID = _refused("This loss belongs to semantic-ID models. Remove it.")
 _MASK = _refused("Masking of features in training is not supported yet. Remove it.")
 
 TRITON = "ModelConfig.kernel=TRITON"  # replaced only on a machine that cannot run it
@@ -133,13 +140,13 @@ TABLE: Mapping[str, Support] = MappingProxyType(
         "ModelConfig.variational_dropout": _refused(
             "Feature selection by variational dropout is not supported. Remove it."
         ),
-        "STU.recompute_normed_x": _RECOMPUTE,
-        "STU.recompute_uvqk": _RECOMPUTE,
-        "STU.recompute_y": _RECOMPUTE,
         "STU.sort_by_length": _replaced("Only an order of work; the kernels schedule themselves."),
-        "LossConfig.recon_loss": _SID,
-        "LossConfig.commitment_loss": _SID,
-        "LossConfig.contrastive_loss": _SID,
+        "FaissKmeansConfig.min_points_per_centroid": _replaced(
+            "Only a threshold of a warning; fewer points than centroids are refused."
+        ),
+        "FaissKmeansConfig.verbose": _replaced("The fit is tzgen's own; its result is measured."),
+        "*.input_dim": _replaced("Follows from the feature group."),
+        "*.embedding_feature_name": _replaced("Follows from the feature group."),
         # ---- training ----
         "SparseOptimizer.adadelta_optimizer": _KERNELS,
         "SparseOptimizer.rmsprop_optimizer": _KERNELS,

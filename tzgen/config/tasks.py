@@ -75,7 +75,8 @@ class TaskSpec:
 
 
 def task_specs(model_config: Message, label_fields: Sequence[str] = ()) -> tuple[TaskSpec, ...]:
-    """The tasks of a ModelConfig, in configured order; () for a model without losses.
+    """The tasks of a ModelConfig, in configured order; () for a model without losses, or with those
+    of a tokenizer, which have no label.
 
     `label_fields` (data_config's) is what a task without `label_name` takes its label from: the
     field at the task's position, as TorchEasyRec does.
@@ -84,7 +85,7 @@ def task_specs(model_config: Message, label_fields: Sequence[str] = ()) -> tuple
     model = getattr(model_config, kind) if kind else None
     messages = _task_messages(model)
     if messages is None:
-        if not len(model_config.losses):
+        if all(loss.WhichOneof("sid_loss") for loss in model_config.losses):
             return ()
         return (_spec(model_config, "", _label(label_fields, 0)),)
     return tuple(

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from tzgen.config.features import features_of, groups_of
 from tzgen.config.schema import walk
-from tzgen.config.support import model_refusal, unsupported
+from tzgen.config.support import WITHOUT_TASKS, model_refusal, unsupported
 from tzgen.config.validate_features import feature_problems
 from tzgen.config.validate_graph import graph_problems
 from tzgen.config.validate_groups import group_problems, unused_features
@@ -74,7 +74,8 @@ def _notes(config: Message) -> Iterator[str]:
     if not config.eval_input_path:
         yield "eval_input_path is not set: training will not evaluate."
     for field in ("losses", "metrics", "train_metrics"):
-        if len(getattr(config.model_config, field)):
+        own = config.model_config.WhichOneof("model") in WITHOUT_TASKS
+        if len(getattr(config.model_config, field)) and not own:
             yield f"model_config.{field} is not read: the tasks of this model have their own."
     keys = set(_keys(config))
     for name in unused_features(config):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from google.protobuf.message import Message
 
 from tzgen.config.schema import join, suggestion, walk
+from tzgen.config.support import WITHOUT_TASKS
 from tzgen.config.tasks import task_specs
 from tzgen.errors import ConfigError, Problem
 
@@ -24,8 +25,8 @@ def task_problems(config: Message) -> Iterator[Problem]:
         for path, message in walk(config.model_config, "model_config")
         if message.DESCRIPTOR.name in _TASKS
     ]
-    if not tasks:
-        model = config.model_config.WhichOneof("model")
+    model = config.model_config.WhichOneof("model")
+    if not tasks and model not in WITHOUT_TASKS:
         yield Problem(
             f"model_config.{model}",
             "no tasks",
@@ -121,6 +122,9 @@ def _losses(path: str, task: Message) -> Iterator[Problem]:
         place = join(path, f"losses[{index}]")
         if member is None:
             yield Problem(place, "nothing", "a loss", "For example binary_cross_entropy {}.")
+        elif member == loss.WhichOneof("sid_loss"):
+            remedy = "It belongs to tokenizers (sid_rqvae): remove it."
+            yield Problem(f"{place}.{member}", member, "a loss of labels", remedy)
         elif member in _BINARY and task.num_class > 1:
             remedy = "Remove num_class, or use softmax_cross_entropy."
             yield Problem(f"{place}.{member}", f"num_class {task.num_class}", "num_class 1", remedy)

@@ -77,7 +77,7 @@ class FullGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.head = pipeline.module.head
-        self._served = served or pipeline.model.decodes
+        self._served = served or pipeline.model.measures != "tasks"
         self.inputs = tuple(inputs)
         self._tasks = pipeline.tasks
         self.output_names: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ B rows, N scored examples (candidates, or rows where a row is one example).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -72,10 +72,9 @@ class Model(nn.Module):
 
     pointwise: ClassVar[bool] = False  # groups arrive with one row a candidate
     reads_any_group: ClassVar[bool] = False  # groups beyond `required_groups` are read too
-    decodes: ClassVar[bool] = (
-        False  # losses and metrics are of its own tensors; no tasks, no labels
-    )
+    measures: ClassVar[str] = "tasks"  # "codes" of a tokenizer, "items" of a generator: no labels
     fits: ClassVar[bool] = False  # trained by `observe` and `fit`, not by gradients
+    codebook: tuple[int, ...] = ()  # of models that measure codes: how many each level has
 
     def __init__(
         self,
@@ -102,6 +101,15 @@ class Model(nn.Module):
 
     def fit(self) -> None:
         """With `fits`: train on what was observed; all ranks call it together, once."""
+        raise NotImplementedError
+
+    @property
+    def start_rows(self) -> int:
+        """Rows of all ranks that `prepare` wants before the first step; 0: it is not called."""
+        return 0
+
+    def prepare(self, batches: Iterator[Groups]) -> None:
+        """Initialise from data: the first batches of this rank, before a fresh training."""
         raise NotImplementedError
 
     @classmethod

@@ -39,12 +39,38 @@ def gather_rows(rows: Tensor) -> Tensor:
     """The rows [n_r, ...] of all ranks end to end, in rank order; n may differ by rank."""
     if not grouped():
         return rows
-    count = torch.tensor([rows.size(0)], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, count)
-    sizes = [int(n) for n in counts]
+    sizes = row_counts(rows)
     padded = rows.new_zeros(max(sizes), *rows.shape[1:])
     padded[: rows.size(0)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """As `gather_rows`, and gradients flow back to the rank that a row came from."""
+    if not grouped():
+        return rows
+    from torch.distributed.nn.functional import all_gather  # imports the rpc layer: only if needed
+
+    sizes = row_counts(rows)
+    padded = torch.nn.functional.pad(rows, (0, 0) * (rows.dim() - 1) + (0, max(sizes) - len(rows)))
+    parts = all_gather(padded.contiguous())
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def row_counts(rows: Tensor) -> list[int]:
+    """How many rows every rank has."""
+    if not grouped():
+        return [rows.size(0)]
+    count = torch.tensor([rows.size(0)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    return [int(n) for n in counts]
+
+
+def first_row(rows: Tensor) -> int:
+    """Where this rank's rows start among those of `gather_rows`."""
+    if not grouped():
+        return 0
+    return sum(row_counts(rows)[: dist.get_rank()])

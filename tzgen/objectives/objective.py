@@ -62,7 +62,7 @@ class LossTerm:
 
 
 @dataclass(frozen=True)
-class _Loss:
+class NamedLoss:
     """One loss of the config: `kind` is the oneof's member, `options` its message."""
 
     name: str
@@ -79,11 +79,19 @@ class Objective(nn.Module):
     the term in logs and out of the gradient. Temperatures of list-wise losses are parameters here.
     """
 
-    def __init__(self, tasks: Sequence[TaskSpec], model_config: Any) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[TaskSpec],
+        model_config: Any,
+        *,
+        losses: Sequence[NamedLoss] | None = None,
+    ) -> None:
+        """`losses`: those of a subclass that measures the model's tensors; None: the tasks' own."""
         super().__init__()
         self.tasks = tuple(tasks)
-        self.losses = tuple(loss for task in tasks for loss in _losses_of(task))
-        if not self.losses:
+        of_tasks = (loss for task in tasks for loss in _losses_of(task))
+        self.losses = tuple(of_tasks if losses is None else losses)
+        if losses is None and not self.losses:
             problem = Problem("model_config", "no losses", "at least one", "Add losses to a task.")
             raise ConfigError([problem])
         kind = model_config.WhichOneof("model")
@@ -151,6 +159,8 @@ class Objective(nn.Module):
         where they are part of a larger batch. `parameters` are the model's, which
         use_pareto_loss_weight needs while training.
         """
+        if not terms:  # a model that is fitted, not descended
+            return torch.zeros(())
         total, factors = _stack(terms)
         if counts is None:
             counts = torch.stack([terms[loss.name].count for loss in self.losses])
@@ -173,7 +183,7 @@ class Objective(nn.Module):
     def _values(
         self,
         index: int,
-        loss: _Loss,
+        loss: NamedLoss,
         logits: Tensor,
         label: Tensor,
         samples: Samples,
@@ -223,8 +233,8 @@ class Objective(nn.Module):
         )
 
 
-def _losses_of(task: TaskSpec) -> list[_Loss]:
-    found: list[_Loss] = []
+def _losses_of(task: TaskSpec) -> list[NamedLoss]:
+    found: list[NamedLoss] = []
     for index, config in enumerate(task.losses):
         kind = config.WhichOneof("loss")
         if kind not in KNOWN:
@@ -243,7 +253,7 @@ def _losses_of(task: TaskSpec) -> list[_Loss]:
             problem = Problem(path, str(task.num_class), wanted, "Set it, or use another loss.")
             raise ConfigError([problem])
         weight = config.weight * task.weight
-        found.append(_Loss(name, kind, task, getattr(config, kind), weight))
+        found.append(NamedLoss(name, kind, task, getattr(config, kind), weight))
     _ = task.output  # raises when the losses contradict each other
     return found
 
@@ -278,7 +288,7 @@ def _device(task: TaskSpec, batch: Batch) -> torch.device:
     return label.values.device if isinstance(label, Ragged) else label.device
 
 
-def _groups(loss: _Loss, samples: Samples, device: torch.device) -> tuple[Tensor, int]:
+def _groups(loss: NamedLoss, samples: Samples, device: torch.device) -> tuple[Tensor, int]:
     """(group of each sample [N], number of groups): sessions, else the candidates of a row."""
     name = loss.options.session_name
     if name:

@@ -19,7 +19,12 @@ from tzgen import config as configs
 from tzgen.build import Pipeline, StepOutput
 from tzgen.data.batch import Position
 from tzgen.data.loader import BatchLoader
-from tzgen.embeddings import dense_parameters, optimizer_spec, sparse_optimizer
+from tzgen.embeddings import (
+    OptimizerSpec,
+    dense_parameters,
+    optimizer_spec,
+    sparse_optimizer,
+)
 from tzgen.embeddings.tables import model_state
 from tzgen.errors import UserError
 from tzgen.log import LOGGER
@@ -31,7 +36,7 @@ from tzgen.train.manifest import provenance
 from tzgen.train.optimizers import Average, DenseOptimizer
 from tzgen.train.progress import Progress
 from tzgen.train.schedules import schedule_of
-from tzgen.train.step import DirectStep, PipelinedStep, Stepper, Updater
+from tzgen.train.step import DirectStep, ObserveStep, PipelinedStep, Stepper, Updater
 from tzgen.train.weights import place
 
 
@@ -41,7 +46,7 @@ class RunState:
     def __init__(self, pipeline: Pipeline, env: Env, model_dir: Path, loader: BatchLoader) -> None:
         self._pipeline, self._env, self._model_dir, self._loader = pipeline, env, model_dir, loader
         config = pipeline.config.train_config
-        spec = optimizer_spec(config.sparse_optimizer)
+        spec = _sparse_spec(config)
         self.module: nn.Module = place(pipeline, env, spec)
         group = torch.distributed.group.WORLD if env.world_size > 1 else None
         self._sparse = sparse_optimizer(self.module, spec, process_group=group)
@@ -54,7 +59,9 @@ class RunState:
         updater = Updater(self._dense, env=env, clipping=clipping, average=self._average)
         micro = max(config.gradient_accumulation_steps, 1)
         self.stepper: Stepper
-        if pipeline.engine == "torchrec" and micro == 1:
+        if pipeline.model.fits:
+            self.stepper = ObserveStep(self.module, env=env)
+        elif pipeline.engine == "torchrec" and micro == 1:
             self.stepper = PipelinedStep(self.module, updater, env=env)
         else:
             self.stepper = DirectStep(self.module, updater, env=env, micro_batches=micro)
@@ -170,3 +177,10 @@ class RunState:
         checkpoint.load_state({**dense, **sparse, **average}, folder)
         self._dense.load(dense)
         self._sparse.load(sparse)
+
+
+def _sparse_spec(config: Any) -> OptimizerSpec:
+    """The tables' optimizer; where there are none (validation has looked) any will do."""
+    if config.sparse_optimizer.WhichOneof("optimizer") is None:
+        return OptimizerSpec("sgd", lr=0.0)
+    return optimizer_spec(config.sparse_optimizer)

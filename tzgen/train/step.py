@@ -19,6 +19,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from tzgen.build import StepOutput, TrainModule, concatenate, unwrap
 from tzgen.data.batch import Batch
 from tzgen.embeddings import DetachedGroups
+from tzgen.models.base import Outputs
 from tzgen.train.environment import Env
 from tzgen.train.micro import split_labels
 from tzgen.train.optimizers import Average, DenseOptimizer, clip
@@ -116,6 +117,25 @@ class DirectStep:
             outputs.append(output)
         detached.backward()
         return concatenate(outputs, batch)
+
+
+class ObserveStep:
+    """For models that are fitted (Model.fits): a batch is looked at, nothing is updated."""
+
+    def __init__(self, module: Any, *, env: Env) -> None:
+        self._parts, self._env = unwrap(module), env
+
+    def progress(self, batches: Iterator[Batch]) -> StepOutput | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        batch = batch.to(self._env.device, non_blocking=True)
+        with torch.no_grad():
+            self._parts.head.model.observe(self._parts.embeddings(batch))
+        return StepOutput(torch.zeros(()), {}, Outputs({}), batch)
+
+    def pause(self) -> None:
+        """Nothing is in flight between two steps."""
 
 
 class PipelinedStep:

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tzgen.build import Pipeline, StepOutput, num_tokens, open_loader
+import torch
+
+from tzgen.build import Pipeline, StepOutput, num_tokens, open_loader, unwrap
 from tzgen.data.batch import Batch, Position
 from tzgen.data.loader import BatchLoader
 from tzgen.errors import UserError
@@ -48,7 +50,11 @@ class Trainer:
         self.progress = Progress(config)
         self.progress.require_metrics(evaluated_names(pipeline) if self.eval_loader else ())
         self.state = RunState(pipeline, env, model_dir, self.train_loader)
-        self.cadence = Cadence(config.train_config, evaluates=self.eval_loader is not None)
+        self.cadence = Cadence(
+            config.train_config,
+            evaluates=self.eval_loader is not None,
+            only_at_end=pipeline.model.fits,
+        )
         self.losses = LossWatch(env, model_dir)
         self.interrupted_by: int | None = None
         self.evaluated = False
@@ -64,13 +70,33 @@ class Trainer:
             total=self._last_step(position),
         )
         try:
+            resumed_at = self.progress.step
+            if resumed_at == 0 and self.pipeline.model.start_rows:
+                self._prepare(position)
             with _termination() as asked:
                 self._run(position, reporter, asked)
             if self.interrupted_by is None:
+                if self.pipeline.model.fits and self.progress.step > resumed_at:
+                    self.pipeline.model.fit()
                 self._finish(reporter)
             return self.progress.evaluation
         finally:
             reporter.close()
+
+    def _prepare(self, position: Position) -> None:
+        """Let the model initialise itself from the first rows of the training data."""
+        parts, model = unwrap(self.state.module), self.pipeline.model
+        left = -(-model.start_rows // self.env.world_size)
+        groups = []
+        batches: Any = self.train_loader.epoch(position, 0)
+        with torch.no_grad(), contextlib.closing(batches):
+            for batch in batches:
+                groups.append(parts.embeddings(batch.to(self.env.device)))
+                left -= batch.num_rows
+                if left <= 0:
+                    break
+        LOGGER.info("initialising from %d batches of this process", len(groups))
+        model.prepare(iter(groups))
 
     def _run(self, position: Position, reporter: Reporter, asked: list[int]) -> None:
         """All epochs from `position`."""
@@ -144,8 +170,12 @@ class Trainer:
         self._act(self.eval_loader is not None, True, reporter)
 
     def _interrupt(self, number: int) -> None:
-        self._save()
         self.interrupted_by = number
+        if self.pipeline.model.fits:
+            name = signal.Signals(number).name
+            LOGGER.warning("%s: stopped before the fit; the same command starts again", name)
+            return
+        self._save()
         LOGGER.warning(
             "%s: saved at step %d and stopped; the same command goes on from there",
             signal.Signals(number).name,

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RQ-VAE: it learns, its switches do something, and combinations that cannot work are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sid_world import GROUP, items, model_config, problems_of, tokenizer
+from torch import Tensor
+
+from tzgen.data.batch import Batch
+from tzgen.models.base import Model
+from tzgen.models.sid_rqvae import quantizer_options
+from tzgen.objectives.sid_metrics import SidMetrics
+from tzgen.objectives.sid_objective import SidObjective
+
+BODY = "embed_dim: 4 hidden_dims: 16 codebook: [8, 8]"
+LOSSES = "losses { recon_loss {} } losses { commitment_loss {} }"
+WIDTHS = {"deep": (8,)}
+
+
+def train(text: str, x: Tensor, steps: int = 60) -> tuple[Model, dict[str, float]]:
+    """A few steps of Adam on all items; the model and its metrics."""
+    model, objective = tokenizer(text, WIDTHS), SidObjective(model_config(text))
+    if model.start_rows:
+        model.prepare(iter([{"deep": x}]))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam([*trained, *objective.parameters()], lr=0.01)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        terms = objective(model({"deep": x}), Batch(num_rows=len(x)))
+        objective.combine(terms).backward()
+        optimizer.step()
+    model.eval()
+    metrics = SidMetrics(model.codebook)
+    metrics.update(model({"deep": x}), Batch(num_rows=len(x)))
+    return model, metrics.compute()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "kmeans_init: true",
+        "kmeans_init: true sinkhorn_config { enabled: false }",
+        "kmeans_init: true rotation_trick: true",
+        "kmeans_init: true ema {} dead_code_restart { interval: 5 }",
+        "kmeans_init: true forward_mode: 'gumbel_softmax' gumbel_temperature { end: 0.2 steps: 9 }",
+        "kmeans_init: true normalize_residuals: true distance_type: 'cosine'",
+        "dead_code_restart { interval: 5 threshold: 0.2 } sinkhorn_config { enabled: false }",
+        "diversity { num_clusters: 2 interval: 5 } kmeans_init: true",
+    ],
+)
+def test_every_form_learns_and_uses_its_codes(more: str) -> None:
+    x = items()
+    losses = LOSSES + (" losses { diversity_loss {} weight: 0.01 }" if "diversity" in more else "")
+    text = f"sid_rqvae {{ {BODY} {more} }} {losses}"
+    before = train(text, x, steps=0)[1]
+    model, after = train(text, x)
+    assert after["mse"] < 0.8 * before["mse"]
+    assert min(after["used_codes_0"], after["used_codes_1"]) >= 0.5  # nothing collapsed
+    codes = model({"deep": x}).decoded["codes"]
+    assert torch.equal(codes, model.predict({"deep": x}).decoded["codes"])
+
+
+def test_cost_and_letter_losses_train() -> None:
+    groups = GROUP + GROUP.replace('"deep"', '"cf"').replace('"x"', '"y"')
+    text = (
+        f'sid_rqvae {{ {BODY} feature_group: "deep" collaborative_feature_group: "cf" }} {LOSSES} '
+        "losses { contrastive_recon_loss {} } losses { collaborative_loss {} weight: 0.1 }"
+    )
+    model = tokenizer(text, {"deep": (8,), "cf": (4,)}, groups)
+    objective = SidObjective(model_config(text, groups))
+    outputs = model.train()({"deep": items(), "cf": torch.randn(300, 4)})
+    terms = objective(outputs, Batch(num_rows=300))
+    objective.combine(terms).backward()
+    assert set(terms) == {
+        "recon_loss", "commitment_loss", "contrastive_recon_loss", "collaborative_loss"
+    }  # fmt: skip
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_an_unset_sinkhorn_is_on_as_upstream_and_off_with_gumbel() -> None:
+    message = model_config(f"sid_rqvae {{ {BODY} }}").sid_rqvae
+    chosen = quantizer_options(message).sinkhorn
+    assert chosen is not None and (chosen.enabled, chosen.iters, chosen.epsilon) == (True, 5, 10.0)
+    message = model_config(f"sid_rqvae {{ {BODY} forward_mode: 'gumbel_softmax' }}").sid_rqvae
+    assert quantizer_options(message).sinkhorn is None
+
+
+@pytest.mark.parametrize(
+    ("more", "losses", "text"),
+    [
+        ("forward_mode: 'soft'", LOSSES, "forward_mode: found 'soft'"),
+        ("distance_type: 'dot'", LOSSES, "distance_type: found 'dot'"),
+        ("forward_mode: 'gumbel_softmax' rotation_trick: true", LOSSES, "rotation_trick"),
+        ("forward_mode: 'gumbel_softmax' ema {}", LOSSES, "ema with gumbel_softmax"),
+        ("gumbel_temperature { end: 0 }", LOSSES, "temperatures above 0"),
+        ("dead_code_restart { interval: 0 }", LOSSES, "dead_code_restart.interval"),
+        ("diversity {}", LOSSES, "diversity without diversity_loss"),
+        ("", LOSSES + " losses { collaborative_loss {} }", "collaborative_feature_group"),
+        ("", "losses { recon_loss {} }", "codebooks never move"),
+    ],
+)
+def test_what_cannot_work_is_refused(more: str, losses: str, text: str) -> None:
+    found = problems_of(f"sid_rqvae {{ {BODY} {more} }} {losses}", WIDTHS)
+    assert any(text in problem for problem in found), found
+
+
+def test_widths_of_other_groups_are_checked() -> None:
+    groups = GROUP + "".join(
+        GROUP.replace('"deep"', f'"{name}"') for name in ("pair", "flag", "cf")
+    )
+    text = (
+        f'sid_rqvae {{ {BODY} feature_group: "deep" collaborative_feature_group: "cf" '
+        'contrastive_config { pair_feature_group: "pair" pair_flag_feature_group: "flag" } } '
+        f"{LOSSES} losses {{ contrastive_loss {{}} }} losses {{ collaborative_loss {{}} }}"
+    )
+    widths = {"deep": (8,), "pair": (7,), "flag": (1,), "cf": (5,)}
+    found = problems_of(text, widths, groups)
+    assert len(found) == 2 and "one encoder reads both" in found[0] and "embed_dim" in found[1]

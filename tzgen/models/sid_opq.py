@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SidOpq: optimised product quantization of item vectors, fitted at the end of one pass.
+
+    y = x R;  c_p = nearest centroid of part p to y's part p
+
+Codes have no order: the first is no coarser than the last. Source: Ge et al. 2013, as in RPG and
+VQ-Rec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from google.protobuf.message import Message
+
+from tzgen.config.tasks import TaskSpec
+from tzgen.embeddings import Groups
+from tzgen.errors import Problem
+from tzgen.models.base import MODELS, Outputs
+from tzgen.models.sid_base import (
+    POINTS_PER_CENTROID,
+    Sample,
+    Tokenizer,
+    codebook_of,
+    kmeans_options,
+    main_group,
+)
+from tzgen.modules.product_quantizer import opq_rotation, product_codes
+
+
+@MODELS.register("sid_opq")
+class SidOpq(Tokenizer):
+    """The tokenizer of the module docstring: buffers `rotation` [D, D], `books` [S, K, D / S]."""
+
+    fits: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: Message,
+        *,
+        widths: Mapping[str, tuple[int, ...]],
+        tasks: Sequence[TaskSpec],
+        kernel: str,
+    ) -> None:
+        super().__init__(config, widths=widths, tasks=tasks, kernel=kernel)
+        self.codebook = codebook_of(config)
+        self.group = main_group(config, tuple(widths))
+        dim, parts = sum(widths[self.group]), len(self.codebook)
+        self.register_buffer("rotation", torch.eye(dim))
+        self.register_buffer("books", torch.zeros(parts, config.codebook_size, dim // parts))
+        self.kmeans, self.rounds = kmeans_options(config.faiss_kmeans_kwargs), config.rounds
+        size = config.train_sample_size or config.codebook_size * (
+            config.faiss_kmeans_kwargs.max_points_per_centroid or POINTS_PER_CENTROID
+        )
+        self._sample = Sample(size, seed=self.kmeans.seed)
+
+    def observe(self, groups: Groups) -> None:
+        self._sample.add(self.item_vectors(groups, self.group))
+
+    def fit(self) -> None:
+        rotation, books = opq_rotation(
+            self._sample.rows(),
+            parts=len(self.codebook),
+            size=self.codebook[0],
+            options=self.kmeans,
+            rounds=self.rounds,
+        )
+        self.get_buffer("rotation").copy_(rotation)
+        self.get_buffer("books").copy_(books)
+
+    def forward(self, groups: Groups) -> Outputs:
+        x = self.item_vectors(groups, self.group)
+        rotation, books = self.get_buffer("rotation"), self.get_buffer("books")
+        codes = product_codes(x, rotation, books)
+        parts = [books[part].index_select(0, codes[:, part]) for part in range(books.size(0))]
+        decoded = torch.cat(parts, dim=1) @ rotation.t()
+        return Outputs({}, {"inputs": x, "decoded": decoded}, decoded={"codes": codes})
+
+    @classmethod
+    def check(
+        cls, model_config: Message, widths: Mapping[str, tuple[int, ...]] | None = None
+    ) -> list[Problem]:
+        problems = super().check(model_config, widths)
+        config = model_config.sid_opq
+        if widths is not None and not problems:
+            dim = sum(widths[main_group(config, tuple(widths))])
+            if dim % config.num_subvectors:
+                problems.append(
+                    Problem(
+                        "model_config.sid_opq.num_subvectors",
+                        str(config.num_subvectors),
+                        f"a divisor of {dim}, the width of the items' vectors",
+                        "Change it.",
+                    )
+                )
+        return problems
