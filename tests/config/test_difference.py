@@ -30,6 +30,8 @@ def found(text: str, *overrides: str) -> dict[str, Difference]:
             "different",
             "whole batches",
         ),
+        (DLRM_HSTU, f"{STU}.sla_k1=9", f"{STU}.sla_k1", "different", "see themselves"),
+        (DLRM_HSTU, f"{STU}.sla_k2=9", f"{STU}.sla_k2", "different", "see themselves"),
         (DLRM_HSTU, f"{STU}.max_attn_len=9", f"{STU}.max_attn_len", "different", "contextual"),
         (
             DLRM_HSTU,

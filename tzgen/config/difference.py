@@ -131,6 +131,9 @@ def _by_message(path: str, message: Message) -> Iterator[Difference]:
     if name == "STU" and message.max_attn_len and message.window_keeps_contextual:
         text = "The contextual prefix stays visible; there late tokens lose it."
         yield Difference(join(path, "max_attn_len"), "different", text)
+    if name == "STU" and (message.sla_k1 or message.sla_k2):
+        text = "Candidates see themselves beside the history; there the history alone."
+        yield Difference(join(path, "sla_k1" if message.sla_k1 else "sla_k2"), "different", text)
     if name == "GRTimestampLayerNormPostprocessor":
         yield Difference(path, "different", "Periods use pi; there 3.14.")
     if name == "GRSimpleActionEncoder" and message.HasField("embedding_init_std"):
