@@ -236,7 +236,8 @@ struct Forward {
     const T* value = at<T>(v, row.start + i, task.head);
     T score = 0;
     for (int64_t c = 0; c < d; c++) score += alpha * query[c] * key[c];
-    const T weight = silu<T>(score + own_bias<T>(bias, task.head));
+    const bool contextual = row.cached + i < mask.contextual;
+    const T weight = silu<T>(score + own_bias<T>(bias, task.head, contextual));
     for (int64_t c = 0; c < h; c++) sum[c] += weight * value[c];
   }
 };
