@@ -19,7 +19,6 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
 from torchrec.distributed.batched_embedding_kernel import EmbeddingFusedOptimizer
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -235,6 +234,11 @@ def gather_tables(module: nn.Module) -> dict[str, Tensor]:
 
 def _freeze(tables: TorchrecTables) -> None:
     """A rate of zero for tables that are not trained: without any optimizer they would get SGD."""
+    if not tables.frozen:
+        return
+    # Compiles seven optimizers when it is imported.
+    from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
+
     for name, parameter in tables.collections.named_parameters():
         if table_of(name) in tables.frozen:
             apply_in_backward(torch.optim.SGD, [parameter], {"lr": 0.0})
