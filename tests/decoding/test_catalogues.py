@@ -50,7 +50,7 @@ def test_dense_tables_share_their_budget() -> None:
     codes = torch.cartesian_prod(torch.arange(4), torch.arange(4))
     trie = Trie.from_codes(codes, (4, 4))
     everything = {name: torch.ones(16, dtype=torch.bool) for name in "abc"}
-    small = SubCatalogues.of(trie, everything, dense_bytes=3 * 2 * 2 * 4)
+    small = SubCatalogues.of(trie, everything, dense_bytes=3 * 4 * 2 * 4)
     assert [bias is None for bias in small.bias] == [False, True]
 
 

@@ -24,6 +24,7 @@ def test_widths_of_every_level() -> None:
         ({"beams": 4, "temperature": 0.0}, "temperature is 0.0"),
         ({"beams": 4, "top_p": 0.0}, "top_p is 0.0"),
         ({"beams": 4, "top_p": 1.5}, "top_p is 1.5"),
+        ({"beams": 4, "groups": 2, "group_penalty": -1.0}, "group_penalty is -1.0"),
         ({"beams": 4, "groups": 3}, "3 groups cannot share"),
         ({"beams": 4, "groups": 2, "sample": True}, "exclude each other"),
     ],

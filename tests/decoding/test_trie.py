@@ -102,7 +102,7 @@ def test_dense_where_many_codes_follow_and_memory_allows() -> None:
         True,
         False,  # one child of 64
     ]
-    small = Trie.from_codes(codes, (8, 8, 64), dense_bytes=2 * 2 * 8)
+    small = Trie.from_codes(codes, (8, 8, 64), dense_bytes=5 * 2 * 8)
     assert [level.bias is not None for level in small.levels] == [True, False, False]
     bias = Trie.from_codes(codes[::2], (8, 8, 64)).levels[1].bias
     assert bias is not None and bias.shape == (9, 8)

@@ -54,12 +54,13 @@ class LevelSearch:
 
     def advance(self, beams: Beams, logits: Tensor) -> tuple[Beams, Tensor]:
         """logits float32 [B, K, V] -> the new beams, and the old beam each continues [B, k]."""
+        if not self.options.renormalize:
+            logits = logits.log_softmax(-1)
         candidates = self.space.expand(self.depth, beams.nodes, logits)
-        norm = None if self.options.renormalize else log_sum_exp(logits)
         groups = self.options.groups
         if groups == 1:
             values = self.space.seen(self.depth, candidates)
-            return self.best(beams, candidates, *self.weigh(beams, values, norm))
+            return self.best(beams, candidates, *self.weigh(beams, values))
         share = beams.nodes.size(1) // groups  # 0 at the first level: all groups start at the root
         counts = torch.zeros_like(logits[:, 0])
         parts: list[tuple[Beams, Tensor]] = []
@@ -68,7 +69,6 @@ class LevelSearch:
             part, parents = self.one_group(
                 beams.of(mine),
                 candidates.of(mine),
-                None if norm is None else norm[:, mine],
                 counts,
                 [found for found, _ in parts],
             )
@@ -81,13 +81,12 @@ class LevelSearch:
         self,
         beams: Beams,
         candidates: Candidates,
-        norm: Tensor | None,
         counts: Tensor,
         earlier: list[Beams],
     ) -> tuple[Beams, Tensor]:
         """Codes that earlier groups chose `counts` [B, V] times cost; no result is given twice."""
         values = self.space.seen(self.depth, candidates)
-        scores, _, log_q = self.weigh(beams, values, norm)
+        scores, _, log_q = self.weigh(beams, values)
         paid = (beams.keys - beams.scores).nan_to_num()  # dead beams: -inf - -inf
         costs = candidates.per_code(counts) * self.options.group_penalty
         keys = scores + (paid.unsqueeze(2) - costs)
@@ -99,19 +98,21 @@ class LevelSearch:
     def taken(self, leaves: Tensor) -> Dead:
         return Dead(leaves, self.space.parents(self.depth, leaves))
 
-    def weigh(
-        self, beams: Beams, values: Tensor, norm: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def weigh(self, beams: Beams, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [B, K, W], -inf where not legal -> scores, keys and log_q of the slots.
 
-        norm: [B, K, 1], log of the sum over all codes; None normalises over the legal ones.
+        With `renormalize` they are normalised here, over what is legal; else they were before.
         """
         kept = nucleus(values, self.options.top_p) if self.options.top_p < 1 else values
-        inner = log_sum_exp(values) if norm is None else norm
-        scores = kept + (beams.scores.unsqueeze(2) - inner)
+        shares = kept - log_sum_exp(values) if self.options.renormalize else kept
+        before = beams.scores.unsqueeze(2)
         if not self.options.sample:
+            # Groups weigh the same values one after another; else nobody needs them any more.
+            ours = self.space.fresh and self.options.groups == 1
+            scores = shares.add_(before) if ours else shares + before
             return scores, scores, scores
-        log_q = kept + (beams.log_q.unsqueeze(2) - log_sum_exp(kept))
+        scores = shares + before
+        log_q = (kept - log_sum_exp(kept)) + beams.log_q.unsqueeze(2)
         return scores, perturb(log_q, beams.keys, self.generator), log_q
 
     def best(
@@ -120,18 +121,18 @@ class LevelSearch:
         """The candidates with the largest keys, and the old beams they continue."""
         flat = keys.flatten(1)
         slots = top_slots(flat, self.limit)
-        there = slots < flat.size(1)
+        dead = slots == flat.size(1)
         slots = slots.clamp_max(flat.size(1) - 1)
-        tokens = candidates.token_at(slots).masked_fill(~there, 0)
+        tokens = candidates.token_at(slots).masked_fill_(dead, 0)
         nodes, parents = self.space.step(self.depth, candidates, slots, tokens)
         codes = beams.codes.gather(1, parents.unsqueeze(2).expand(-1, -1, self.depth))
 
         def at(x: Tensor) -> Tensor:
-            return x.flatten(1).gather(1, slots).masked_fill(~there, -torch.inf)
+            return x.flatten(1).gather(1, slots).masked_fill_(dead, -torch.inf)
 
         kept = at(scores)
         new = Beams(
-            nodes.masked_fill(~there, self.space.nowhere(self.depth)),
+            nodes.masked_fill_(dead, self.space.nowhere(self.depth)),
             kept,
             kept if keys is scores else at(keys),
             kept if log_q is scores else at(log_q),

@@ -26,7 +26,7 @@ class SubCatalogues:
     allowed: Tensor  # bool [S, N + 1] by place in the trie, False past the end
     counts: Tensor  # int64 [S, N + 1], allowed places before each place
     alive: tuple[Tensor, ...]  # bfloat16 {0, -inf} [S, n_l + C_l] a level
-    bias: tuple[Tensor | None, ...]  # bfloat16 {0, -inf} [S * (n_{l-1} + 1), V_l] a dense level
+    bias: tuple[Tensor | None, ...]  # float32 {0, -inf} [S * (n_{l-1} + 1), V_l] a dense level
 
     @staticmethod
     def of(
@@ -54,14 +54,11 @@ class SubCatalogues:
             under = counts.index_select(1, ends).diff(dim=1) > 0
             alive.append(additive(torch.nn.functional.pad(under, (0, level.branching))))
             dense = None
-            if level.keys is not None and (level.num_parents + 1) * level.size * 2 <= (
-                dense_bytes // len(allowed)
-            ):
-                dense = additive(
-                    torch.zeros(len(allowed), level.num_parents + 1, level.size).bool()
-                )
-                dense = dense.to(trie.device).view(len(allowed), -1)
-                dense[:, level.keys] = alive[-1][:, : level.num_nodes]
+            entries = (level.num_parents + 1) * level.size
+            if level.bias is not None and entries * 4 * len(allowed) <= dense_bytes:
+                dense = torch.full((len(allowed), entries), -torch.inf, device=trie.device)
+                keys = level.parents() * level.size + level.tokens[: level.num_nodes]
+                dense[:, keys] = alive[-1][:, : level.num_nodes].to(torch.float32)
                 dense = dense.view(-1, level.size)
             bias.append(dense)
             ends = ends.index_select(0, level.indptr[:-1])

@@ -9,39 +9,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 32  # the shortest run whose maximum is cheap on a CPU
+BLOCK_BITS = 5
+BLOCK = 1 << BLOCK_BITS  # the shortest run whose maximum is cheap on a CPU
+INFINITY = 0x7FF0_0000_0000_0000  # the float64's bits
 
 
 def top_slots(keys: Tensor, k: int) -> Tensor:
     """Slots of the k largest of float32 [B, n], int64 [B, k] ascending; equal keys: the lower slot.
 
-    -inf is no candidate: its slot is reported as n, after all others. The k largest lie in the k
-    blocks with the largest maxima, so only those blocks are looked into. That holds with ties too:
-    blocks are runs of slots, and among equal maxima the lower blocks win.
+    Keys are logarithms of probabilities: at most 0. -inf is no candidate: its slot is reported as
+    n, after all others. The k largest lie in the k blocks with the largest maxima, so only those
+    blocks are looked into. That holds with ties too: blocks are runs of slots, and among equal
+    maxima the lower blocks win.
     """
     n = keys.size(1)
     if k >= n:
         slots = torch.arange(n, device=keys.device).expand(keys.size(0), n)
-    elif n <= 2 * BLOCK * k:
-        slots = exact_top(keys, k)
-    else:
-        whole = torch.nn.functional.pad(keys, (0, -n % BLOCK), value=-torch.inf)
-        blocks = whole.view(keys.size(0), -1, BLOCK)
-        best = exact_top(blocks.amax(-1), k)
-        inside = blocks.gather(1, best.unsqueeze(2).expand(-1, -1, BLOCK))
-        picked = exact_top(inside.view(keys.size(0), -1), k)
-        slots = best.gather(1, picked // BLOCK) * BLOCK + picked % BLOCK
-    there = keys.gather(1, slots.clamp_max(n - 1)) > -torch.inf
-    return torch.where(there, slots, n).sort(-1).values
+        return torch.where(keys > -torch.inf, slots, n).sort(-1).values
+    if n <= 2 * BLOCK * k:
+        slots, dead = exact_top(keys, k)
+        return slots.masked_fill_(dead, n).sort(-1).values
+    short = -n % BLOCK
+    whole = torch.nn.functional.pad(keys, (0, short), value=-torch.inf) if short else keys
+    blocks = whole.view(keys.size(0), -1, BLOCK)
+    best = exact_top(blocks.amax(-1), k)[0].sort(-1).values
+    first = torch.arange(keys.size(0), device=keys.device).unsqueeze(1) * blocks.size(1)
+    inside = blocks.view(-1, BLOCK).index_select(0, (best + first).flatten())
+    picked, dead = exact_top(inside.view(keys.size(0), -1), k)
+    slots = (best.gather(1, picked >> BLOCK_BITS) << BLOCK_BITS) + (picked & (BLOCK - 1))
+    return slots.masked_fill_(dead, n).sort(-1).values
 
 
-def exact_top(keys: Tensor, k: int) -> Tensor:
-    """The same in one pass: an int64 with the number's bits above and the slot's place below."""
-    n = keys.size(1)
-    bits = (keys + 0.0).view(torch.int32)  # + 0.0: -0.0 equals 0.0
-    rank = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64) << 32
-    rank += torch.arange(n - 1, -1, -1, device=keys.device)
-    return rank.topk(min(k, n), sorted=False).indices.sort(-1).values
+def exact_top(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same in one pass over [B, n], n < 2^29: slots in no order, and where the key is -inf.
+
+    A float32 as a float64 leaves 29 bits free, where the slot goes; bit patterns of numbers >= 0
+    are ordered as the numbers are.
+    """
+    rank = (0.0 - keys).to(torch.float64).view(torch.int64)  # not -keys: -0.0 equals 0.0
+    rank += torch.arange(keys.size(1), device=keys.device)
+    best = rank.topk(k, largest=False, sorted=False)
+    return best.indices, best.values >= INFINITY
 
 
 def log_sum_exp(x: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class Candidates:
 class TrieSpace:
     """A trie with what this batch may see of it."""
 
+    fresh = True  # candidates' logits are not the model's own, and may be written to
+
     def __init__(
         self,
         trie: Trie,
@@ -87,20 +89,19 @@ class TrieSpace:
         level, bias, alive = self.trie.levels[depth], self.trie.levels[depth].bias, None
         if self.catalogues is not None and self.choice is not None:
             bias, alive = self.catalogues.bias[depth], self.catalogues.alive[depth]
-        shape = nodes.shape
         if bias is not None:
             rows = nodes
             if alive is not None and self.choice is not None:
                 rows = nodes + (self.choice * (level.num_parents + 1)).unsqueeze(1)
-            mask = bias.index_select(0, rows.flatten()).view(*shape, level.size)
-            return Candidates(logits + mask, nodes, None, None)
+            values = bias.index_select(0, rows.flatten()).view(logits.shape)
+            return Candidates(values.add_(logits), nodes, None, None)
         starts = level.indptr[nodes]
         counts = level.indptr[nodes + 1] - starts
         tokens = windows(level.tokens, level.branching, starts).to(torch.int64)
-        values = logits.gather(2, tokens) + tail(level.branching, counts)
+        values = logits.gather(2, tokens).add_(tail(level.branching, counts))
         if alive is not None and self.choice is not None:
             first = starts + (self.choice * alive.size(1)).unsqueeze(1)
-            values = values + windows(alive.view(-1), level.branching, first)
+            values.add_(windows(alive.view(-1), level.branching, first))
         return Candidates(values, nodes, starts, tokens)
 
     def seen(self, depth: int, candidates: Candidates) -> Tensor:
@@ -116,9 +117,7 @@ class TrieSpace:
         hit = nodes.gather(1, beam) == dead.parents
         hit &= dead.parents < self.trie.levels[depth].num_parents
         if candidates.starts is None:
-            keys = self.trie.levels[depth].keys
-            assert keys is not None, "a dense level has keys"
-            place = keys[torch.where(hit, dead.nodes, 0)] % candidates.width
+            place = self.trie.levels[depth].tokens[torch.where(hit, dead.nodes, 0)]
         else:
             place = dead.nodes - candidates.starts.gather(1, beam)
         slots = torch.where(hit, beam * candidates.width + place, 0)
@@ -135,15 +134,17 @@ class TrieSpace:
         self, depth: int, candidates: Candidates, slots: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Flat slots [B, k] and their codes -> (nodes, the beams they continue), int64 [B, k]."""
-        beam = slots // candidates.width
+        beam = torch.div(slots, candidates.width, rounding_mode="trunc")
         if candidates.starts is None:
             parents = candidates.nodes.gather(1, beam)
-            return self.trie.levels[depth].child(parents, tokens), beam
+            return self.trie.levels[depth].legal_child(parents, tokens), beam
         return candidates.starts.gather(1, beam) + slots % candidates.width, beam
 
 
 class FreeSpace:
     """Every code may follow every prefix: decoding without a trie, to measure what it would do."""
+
+    fresh = False
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sizes)
@@ -169,7 +170,7 @@ class FreeSpace:
     def step(
         self, depth: int, candidates: Candidates, slots: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        beam = slots // candidates.width
+        beam = torch.div(slots, candidates.width, rounding_mode="trunc")
         return torch.zeros_like(beam), beam
 
 

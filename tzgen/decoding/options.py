@@ -43,6 +43,8 @@ class BeamOptions:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.groups < 1 or any(width % self.groups for width in beams):
             raise ValueError(f"{self.groups} groups cannot share {beams} beams evenly")
+        if self.group_penalty < 0:
+            raise ValueError(f"group_penalty is {self.group_penalty}; it must not be below 0")
         if self.sample and self.groups > 1:
             raise ValueError("sample and groups exclude each other: samples are diverse already")
         return beams

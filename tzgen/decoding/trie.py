@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tzgen.decoding.order import sort_codes
 
-DENSE_BYTES = 1 << 26
+DENSE_BYTES = 1 << 27
 DENSE_SHARE = 4  # dense pays from about V / 4 children: measured with tools/bench_decode.py
 
 
@@ -40,8 +40,8 @@ class Level:
     branching: int  # C_l
     tokens: Tensor  # int32 (int64 where V_l >= 2^31) [n_l + C_l]
     indptr: Tensor  # int64 [n_{l-1} + 2]
-    bias: Tensor | None  # bfloat16 [n_{l-1} + 1, V_l], 0 where the code is legal, else -inf
-    keys: Tensor | None  # int64 [n_l], parent * V_l + token ascending; beside `bias`
+    bias: Tensor | None  # float32 [n_{l-1} + 1, V_l], 0 where the code is legal, else -inf
+    ranks: Tensor | None  # [n_{l-1} + 1, V_l] beside `bias`: which child of its parent a code is
 
     def parents(self) -> Tensor:
         """The parent of every node, int64 [n_l]."""
@@ -49,13 +49,16 @@ class Level:
         counts = self.indptr[:-1].diff()
         return torch.repeat_interleave(parents, counts, output_size=self.num_nodes)
 
+    def legal_child(self, node: Tensor, token: Tensor) -> Tensor:
+        """`child` at a dense level, where the token is known to be legal."""
+        assert self.ranks is not None, "only a dense level has ranks"
+        return self.ranks.view(-1)[node * self.size + token] + self.indptr[node]
+
     def child(self, node: Tensor, token: Tensor) -> Tensor:
         """The node reached from `node` by `token`, n_l where there is none; int64, same shape."""
-        if self.keys is not None:
-            key = node * self.size + token
-            found = torch.searchsorted(self.keys, key)
-            there = self.keys[found.clamp_max(self.num_nodes - 1)] == key
-            return torch.where(there, found, self.num_nodes)
+        if self.bias is not None:
+            there = self.bias.view(-1)[node * self.size + token] == 0
+            return torch.where(there, self.legal_child(node, token), self.num_nodes)
         low, stop = self.indptr[node], self.indptr[node + 1]
         high = stop
         for _ in range(self.branching.bit_length()):
@@ -157,7 +160,7 @@ class Trie:
         """The same trie on another device."""
 
         def moved(level: Level) -> Level:
-            bias, keys = level.bias, level.keys
+            bias, ranks = level.bias, level.ranks
             return Level(
                 level.size,
                 level.num_parents,
@@ -166,7 +169,7 @@ class Trie:
                 level.tokens.to(device),
                 level.indptr.to(device),
                 None if bias is None else bias.to(device),
-                None if keys is None else keys.to(device),
+                None if ranks is None else ranks.to(device),
             )
 
         levels = tuple(moved(level) for level in self.levels)
@@ -196,7 +199,7 @@ class Trie:
         tensors = [self.leaf_ptr, self.items, self.places]
         for level in self.levels:
             tensors += [level.tokens, level.indptr]
-            tensors += [part for part in (level.bias, level.keys) if part is not None]
+            tensors += [part for part in (level.bias, level.ranks) if part is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -215,18 +218,18 @@ def make_level(size: int, tokens: Tensor, indptr: Tensor, dense_bytes: int) -> L
         None,
         None,
     )
-    if branching * DENSE_SHARE < size or (num_parents + 1) * size * 2 > dense_bytes:
+    whole = torch.uint8 if branching <= 256 else torch.int32
+    entries = (num_parents + 1) * size
+    if branching * DENSE_SHARE < size or entries * (4 + whole.itemsize) > dense_bytes:
         return level
-    keys = level.parents() * size + tokens
-    bias = dense_bias(keys, (num_parents + 1) * size).view(-1, size)
-    return Level(size, num_parents, num_nodes, branching, level.tokens, level.indptr, bias, keys)
-
-
-def dense_bias(keys: Tensor, entries: int) -> Tensor:
-    """bfloat16 [entries], 0 at `keys` and -inf elsewhere."""
-    bias = torch.full((entries,), -torch.inf, dtype=torch.bfloat16, device=keys.device)
+    parents = level.parents()
+    keys = parents * size + tokens
+    bias = torch.full((entries,), -torch.inf, device=tokens.device)
     bias[keys] = 0
-    return bias
+    ranks = torch.zeros(entries, dtype=whole, device=tokens.device)
+    ranks[keys] = (torch.arange(num_nodes, device=tokens.device) - indptr[parents]).to(whole)
+    tables = (bias.view(-1, size), ranks.view(-1, size))
+    return Level(size, num_parents, num_nodes, branching, level.tokens, level.indptr, *tables)
 
 
 def closed(starts: Tensor, total: int) -> Tensor:

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Constrained beam search: its cost beside other ways, users a second, and how the trie grows.
+
+    python tools/bench_decode.py
+    python tools/bench_decode.py --items 1000000 --batch_size 64 --beams 50 --pairs 25
+    python tools/bench_decode.py --device cuda --output_dir experiments/bench_decode
+
+Search alone: logits are given, so that only the search is timed; milliseconds a level. Each way is
+run in turn, a pair being two neighbouring runs; ratios are medians over pairs with a 95 % interval.
+
+    trie             beam_search over the trie, the model's own log-probabilities
+    unconstrained    free_beam_search: the same without a trie, so that results may be no items
+    plain top-k      unconstrained by log_softmax and torch.topk over all candidates
+    dict trie        nested Python dicts walked for every beam, one masked write a beam
+    dict, one write  the same with all legal codes of a level collected and written at once
+
+With a decoder: two layers, width 128, cross-attention to 60 encoded tokens shared by the beams of a
+row, random weights; encoding the history is not timed. Growth: seconds and bytes of Trie.from_codes
+from 10^4 items up. Codes are random and skewed: within every prefix some codes are far likelier.
+Nothing else should run on the machine; set OMP_WAIT_POLICY=PASSIVE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from tzgen.decoding import BeamOptions, BeamState, Trie, beam_search, free_beam_search
+
+WIDTH, HEADS, LAYERS, HISTORY = 128, 4, 2, 60
+DictTrie = dict[int, "DictTrie"]
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("--items", type=int, default=100_000, help="items of the catalogue")
+    flags.add_argument("--sizes", default="256,256,256,16", help="codes of every level")
+    flags.add_argument("--batch_size", type=int, default=64)
+    flags.add_argument("--beams", type=int, default=50)
+    flags.add_argument("--pairs", type=int, default=15, help="interleaved runs of each way")
+    flags.add_argument("--growth", default="1e4,1e5,1e6,1e7", help="catalogues built; '' for none")
+    flags.add_argument("--device", default="cpu")
+    flags.add_argument("--threads", type=int, default=1, help="with 1, CPU seconds are counted")
+    flags.add_argument("--output_dir", default="experiments/bench_decode")
+    return flags
+
+
+def draw_codes(items: int, sizes: Sequence[int], seed: int) -> Tensor:
+    """About `items` distinct codes; the likely codes of a level differ from prefix to prefix."""
+    generator = torch.Generator().manual_seed(seed)
+    columns, prefix = [], torch.zeros(items, dtype=torch.int64)
+    for size in sizes:
+        skewed = (torch.rand(items, generator=generator).square() * size).to(torch.int64)
+        columns.append((skewed + prefix * 7919) % size)
+        prefix = prefix * 31 + columns[-1] + 1
+    codes = torch.stack(columns, 1)
+    key = torch.zeros(items, dtype=torch.int64)
+    for column, size in zip(columns, sizes, strict=True):
+        key = key * size + column
+    order = torch.sort(key, stable=True)
+    first = torch.ones(items, dtype=torch.bool)
+    first[1:] = order.values[1:] != order.values[:-1]
+    return codes[order.indices[first]]
+
+
+def clock(device: str, threads: int) -> Callable[[], float]:
+    """CPU seconds of this thread where it is the only one: other processes disturb them less."""
+    if device != "cpu":
+
+        def synchronised() -> float:
+            torch.cuda.synchronize()
+            return time.perf_counter()
+
+        return synchronised
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and its 95 % interval from order statistics (normal approximation)."""
+    ordered, count = sorted(values), len(values)
+    reach = 0.98 * math.sqrt(count)
+    low = ordered[max(0, math.floor(count / 2 - reach))]
+    high = ordered[min(count - 1, math.ceil(count / 2 + reach) - 1)]
+    return median(ordered), low, high
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep freed blocks of a few MB, as it does in any process that once freed
+    a larger one. Else every run pays for fresh pages, more or fewer by what was freed before it.
+    """
+    torch.zeros(31 << 20, dtype=torch.uint8)
+
+
+def dict_trie(codes: Tensor) -> DictTrie:
+    root: DictTrie = {}
+    for item in codes.tolist():
+        node = root
+        for code in item:
+            node = node.setdefault(code, {})
+    return root
+
+
+def dict_search(
+    root: DictTrie, logits: Sequence[Tensor], batch: int, beams: int, *, one_write: bool
+) -> Tensor:
+    """The usual generate() loop with a function that lists the codes allowed after a prefix."""
+    codes = torch.zeros(batch, 1, 0, dtype=torch.int64, device=logits[0].device)
+    scores = torch.zeros(batch, 1, device=logits[0].device)
+    for level, given in enumerate(logits):
+        live = codes.size(1)
+        shares = given.view(batch, -1, given.size(1))[:, :live].log_softmax(-1).flatten(0, 1)
+        mask = torch.full_like(shares, -torch.inf)
+        rows: list[int] = []
+        columns: list[int] = []
+        for row, prefix in enumerate(codes.flatten(0, 1).tolist()):
+            node = root
+            for code in prefix:
+                node = node[code]
+            if one_write:
+                rows += [row] * len(node)
+                columns += node
+            else:
+                mask[row, list(node)] = 0
+        if one_write:
+            mask[rows, columns] = 0
+        total = (shares + mask).view(batch, live, -1) + scores.unsqueeze(2)
+        scores, codes = kept(total, codes, beams, root if level == 0 else None)
+    return codes
+
+
+def kept(total: Tensor, codes: Tensor, beams: int, root: DictTrie | None) -> tuple[Tensor, Tensor]:
+    """The best of all candidates by torch.topk; at the first level no more than there are codes."""
+    size = total.size(2)
+    limit = min(beams, total.size(1) * size, len(root) if root is not None else beams)
+    scores, slots = total.flatten(1).topk(limit)
+    parents = codes.gather(1, (slots // size).unsqueeze(2).expand(-1, -1, codes.size(2)))
+    return scores, torch.cat([parents, (slots % size).unsqueeze(2)], 2)
+
+
+def plain_search(logits: Sequence[Tensor], batch: int, beams: int) -> Tensor:
+    codes = torch.zeros(batch, 1, 0, dtype=torch.int64, device=logits[0].device)
+    scores = torch.zeros(batch, 1, device=logits[0].device)
+    for given in logits:
+        shares = given.view(batch, -1, given.size(1))[:, : codes.size(1)].log_softmax(-1)
+        scores, codes = kept(shares + scores.unsqueeze(2), codes, beams, None)
+    return codes
+
+
+class Decoder(nn.Module):
+    """Pre-norm decoder with a cache per beam and cross-attention to states shared by the beams."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(WIDTH))
+        self.codes = nn.ModuleList([nn.Embedding(size, WIDTH) for size in sizes])
+        self.heads = nn.ModuleList([nn.Linear(WIDTH, size) for size in sizes])
+        self.norms = nn.ModuleList([nn.RMSNorm(WIDTH) for _ in range(3 * LAYERS + 1)])
+        self.qkv = nn.ModuleList([nn.Linear(WIDTH, 3 * WIDTH) for _ in range(LAYERS)])
+        self.query = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)])
+        self.out = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(2 * LAYERS)])
+        self.up = nn.ModuleList([nn.Linear(WIDTH, 4 * WIDTH) for _ in range(LAYERS)])
+        self.down = nn.ModuleList([nn.Linear(4 * WIDTH, WIDTH) for _ in range(LAYERS)])
+
+    def searcher(self, shared: Sequence[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+        """The step function of one batch; shared: keys and values [B, H, S, d] of every layer."""
+        batch = shared[0][0].size(0)
+        cache: list[tuple[Tensor, Tensor]] = []
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(x.size(0), -1, HEADS, WIDTH // HEADS).transpose(1, 2)
+
+        def step(level: int, state: BeamState) -> Tensor:
+            if level:
+                x = self.codes[level - 1](state.tokens)
+            else:
+                x = self.start.expand(batch, WIDTH)
+            before = list(cache)
+            cache.clear()
+            for layer in range(LAYERS):
+                q, k, v = map(split, self.qkv[layer](self.norms[3 * layer](x)).chunk(3, -1))
+                if level:
+                    k = torch.cat([state.reorder(before[layer][0]), k], 2)
+                    v = torch.cat([state.reorder(before[layer][1]), v], 2)
+                cache.append((k, v))
+                own = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, WIDTH)
+                x = x + self.out[2 * layer](own)
+                q = self.query[layer](self.norms[3 * layer + 1](x)).view(batch, -1, WIDTH)
+                crossed = scaled_dot_product_attention(split(q), *shared[layer])
+                x = x + self.out[2 * layer + 1](crossed.transpose(1, 2).reshape(-1, WIDTH))
+                hidden = self.up[layer](self.norms[3 * layer + 2](x)).relu()
+                x = x + self.down[layer](hidden)
+            return self.heads[level](self.norms[-1](x))
+
+        return step
+
+
+def search_alone(
+    args: argparse.Namespace, codes: Tensor, trie: Trie
+) -> dict[str, Callable[[], object]]:
+    """The ways to search with the same logits given at every level."""
+    batch, beams, device = args.batch_size, args.beams, args.device
+    options = BeamOptions(beams=beams)
+    given = [torch.randn(batch * beams, size, device=device) for size in trie.sizes]
+
+    def step(level: int, state: BeamState) -> Tensor:
+        logits = given[level].view(batch, beams, -1)[:, : state.num_beams]
+        return logits.flatten(0, 1)
+
+    root = dict_trie(codes)
+    return {
+        "trie": lambda: beam_search(step, trie, batch, options).codes,
+        "unconstrained": lambda: (
+            free_beam_search(step, trie.sizes, batch, options, device=device).codes
+        ),
+        "plain top-k": lambda: plain_search(given, batch, beams),
+        "dict trie": lambda: dict_search(root, given, batch, beams, one_write=False),
+        "dict, one write": lambda: dict_search(root, given, batch, beams, one_write=True),
+    }
+
+
+def with_decoder(args: argparse.Namespace, trie: Trie) -> dict[str, Callable[[], object]]:
+    batch, options = args.batch_size, BeamOptions(beams=args.beams)
+    decoder = Decoder(trie.sizes).to(args.device).eval()
+    shape = (batch, HEADS, HISTORY, WIDTH // HEADS)
+    pair = [torch.randn(shape, device=args.device) for _ in range(2 * LAYERS)]
+    shared = list(zip(pair[::2], pair[1::2], strict=True))
+    return {
+        "trie": lambda: beam_search(decoder.searcher(shared), trie, batch, options).codes,
+        "unconstrained": lambda: (
+            free_beam_search(
+                decoder.searcher(shared), trie.sizes, batch, options, device=args.device
+            ).codes
+        ),
+    }
+
+
+def measure(
+    runs: dict[str, Callable[[], object]], pairs: int, now: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of every run, interleaved."""
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(pairs):
+        for name, run in runs.items():
+            before = now()
+            run()
+            seconds[name].append(now() - before)
+    return seconds
+
+
+def growth(args: argparse.Namespace, sizes: Sequence[int]) -> list[dict[str, float]]:
+    """Build tries of growing catalogues: four levels of 256 where --sizes has too few codes."""
+    rows = []
+    for items in [int(float(word)) for word in args.growth.split(",") if word]:
+        wide = sizes if math.prod(sizes) >= 8 * items else [256, 256, 256, 256]
+        codes = draw_codes(items, wide, seed=1)
+        spent = []
+        for _ in range(3 if items > 10**6 else 7):
+            before = time.perf_counter()
+            trie = Trie.from_codes(codes, wide)
+            spent.append(time.perf_counter() - before)
+        middle, low, high = interval(spent)
+        rows.append(
+            {
+                "items": trie.num_items,
+                "seconds": middle,
+                "low": low,
+                "high": high,
+                "bytes": trie.num_bytes(),
+                "nodes": sum(level.num_nodes for level in trie.levels),
+            }
+        )
+    return rows
+
+
+def plot(rows: Sequence[dict[str, float]], path: Path) -> bool:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    items = [row["items"] for row in rows]
+    for place, (name, label) in enumerate((("seconds", "seconds to build"), ("bytes", "bytes"))):
+        axes = figure.add_subplot(1, 2, place + 1)
+        values = [row[name] for row in rows]
+        axes.loglog(items, values, "o-", label="measured")
+        line = [values[-1] * count / items[-1] for count in items]
+        axes.loglog(items, line, "--", color="grey", label="proportional")
+        axes.set_xlabel("items")
+        axes.set_ylabel(label)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def report(alone: dict[str, list[float]], decoded: dict[str, list[float]], args, trie) -> dict:
+    """Print the tables; the figures as a dict."""
+    levels, batch = len(trie.levels), args.batch_size
+    figures: dict[str, dict[str, float]] = {}
+    print(f"\n{'search alone':<18}{'ms a level':>12}{'times the trie [95 %]':>32}")
+    for name, seconds in alone.items():
+        ratio, low, high = interval([s / t for s, t in zip(seconds, alone["trie"], strict=True)])
+        each = median(seconds) / levels * 1e3
+        figures[name] = {"ms_per_level": each, "ratio": ratio, "low": low, "high": high}
+        print(f"{name:<18}{each:>12.3f}{f'{ratio:.2f} [{low:.2f}, {high:.2f}]':>32}")
+    print(f"\n{'with a decoder':<18}{'users/s':>12}{'codes/s':>12}{'ms a batch':>12}")
+    for name, seconds in decoded.items():
+        middle = median(seconds)
+        rate = {"users_per_s": batch / middle, "codes_per_s": batch * args.beams * levels / middle}
+        figures[f"decoder, {name}"] = rate
+        print(f"{name:<18}{rate['users_per_s']:>12,.0f}{rate['codes_per_s']:>12,.0f}", end="")
+        print(f"{middle * 1e3:>12.1f}")
+    shares = [t / s for t, s in zip(decoded["trie"], decoded["unconstrained"], strict=True)]
+    middle, low, high = interval(shares)
+    figures["decoder, trie / unconstrained"] = {"ratio": middle, "low": low, "high": high}
+    print(f"{'trie / unconstrained':<24}{middle:.3f} [{low:.3f}, {high:.3f}]")
+    return figures
+
+
+def verdict(alone: dict[str, list[float]]) -> list[tuple[str, str, float, float, float]]:
+    """What the search is held to: name, bar, median, low, high."""
+    trie = alone["trie"]
+    dicts = interval([d / t for d, t in zip(alone["dict trie"], trie, strict=True)])
+    quick = interval([d / t for d, t in zip(alone["dict, one write"], trie, strict=True)])
+    free = interval([t / u for t, u in zip(trie, alone["unconstrained"], strict=True)])
+    return [
+        ("dict trie / trie", ">= 20", *dicts),
+        ("dict trie, one write / trie", ">= 20", *quick),
+        ("trie / unconstrained", "<= 1.3", *free),
+    ]
+
+
+def main() -> None:
+    args = parser().parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    keep_freed_memory()
+    sizes = [int(word) for word in args.sizes.split(",")]
+    codes = draw_codes(args.items, sizes, seed=0)
+    trie = Trie.from_codes(codes, sizes).to(args.device)
+    forms = ", ".join(
+        f"{level.size} codes, {level.num_nodes:,} nodes, at most {level.branching} children, "
+        f"{'CSR' if level.bias is None else 'dense'}"
+        for level in trie.levels
+    )
+    print(f"{trie.num_items:,} items; {forms}; {trie.num_bytes() / 1e6:.1f} MB")
+    print(f"batch {args.batch_size}, {args.beams} beams, {args.device}, {args.threads} threads")
+    now = clock(args.device, args.threads)
+    with torch.no_grad():
+        alone = measure(search_alone(args, codes, trie), args.pairs, now)
+        decoded = measure(with_decoder(args, trie), args.pairs, now)
+    grown = growth(args, sizes)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = len(grown) > 1 and plot(grown, folder / "growth.png")
+    figures = report(alone, decoded, args, trie)
+    if grown:
+        print(
+            f"\n{'items':>12}{'nodes':>12}{'build, s':>12}{'[95 %]':>20}{'bytes':>16}{'an item':>9}"
+        )
+    for row in grown:
+        around = f"[{row['low']:.3f}, {row['high']:.3f}]"
+        each = row["bytes"] / row["items"]
+        print(f"{row['items']:>12,}{row['nodes']:>12,}{row['seconds']:>12.3f}", end="")
+        print(f"{around:>20}{row['bytes']:>16,}{each:>9.1f}")
+    bars = verdict(alone)
+    told = {"arguments": vars(args), "figures": figures, "growth": grown, "bars": bars}
+    (folder / "bench_decode.json").write_text(json.dumps(told, indent=1))
+    print(f"\n{folder / 'bench_decode.json'}" + (f", {folder / 'growth.png'}" if drawn else ""))
+    print(f"\n{'':<32}{'bar':>8}{'median [95 %]':>28}")
+    for name, bar, middle, low, high in bars:
+        print(f"{name:<32}{bar:>8}{f'{middle:.2f} [{low:.2f}, {high:.2f}]':>28}")
+
+
+if __name__ == "__main__":
+    main()
