@@ -50,7 +50,6 @@ def found(text: str, *overrides: str) -> dict[str, Difference]:
         (DLRM_HSTU, "model_config.kernel=", "model_config.kernel", "different", "AUTO"),
         (DLRM_HSTU, "model_config.kernel=AUTO", "model_config.kernel", "addition", "no value AUTO"),
         (DLRM_HSTU, "model_config.kernel=CUTLASS", "model_config.kernel", "replaced", "CUTLASS"),
-        (DLRM_HSTU, f"{STU}.sla_k1=3", f"{STU}.sla_k1", "refused", "Semi-local"),
         (
             DLRM_HSTU,
             f"{STU}.relative_bias={{}}",
