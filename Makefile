@@ -9,12 +9,16 @@ REQUIREMENTS := $(if $(shell command -v nvidia-smi 2>/dev/null),requirements/gpu
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart test test-slow lint bench docs clean
+.PHONY: help setup native quickstart test test-slow lint bench docs clean
 
 help:
 	@sed -n 2p Makefile
 
-setup: $(VENV)/.protos
+setup: $(VENV)/.protos native
+
+# C++ ops, where there is a compiler; a few hundredths of a second when they are built
+native: $(VENV)/.installed
+	@$(PY) tzgen/ops/native/build.py
 
 $(VENV)/.installed: pyproject.toml setup.py $(wildcard requirements/*.txt) third_party/fbgemm-gpu-cpu-shim/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else "tzgen needs Python 3.11 or 3.12, found %d.%d: make PYTHON=python3.11 ..." % v)'
@@ -49,4 +53,4 @@ docs: setup
 	$(PY) tools/gen_config_reference.py
 
 clean:
-	rm -rf build dist *.egg-info tzgen/protos experiments $(VENV)/.protos
+	rm -rf build dist *.egg-info tzgen/protos tzgen/ops/native/lib experiments $(VENV)/.protos

@@ -86,5 +86,6 @@ setup(
         "tzgen.protos",
         "tzgen.protos.models",
     ],
+    package_data={"tzgen.ops.native": ["*.cpp", "*.h"]},  # compiled on the user's machine
     cmdclass={"build_py": BuildWithProtos, "protos": Protos},
 )

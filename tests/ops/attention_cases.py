@@ -7,11 +7,15 @@ Cases may lie on any device.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from dense_hstu import pair_mask
 from torch import Tensor
 
 from tzgen.ops.hstu_attention import MaskSpec, hstu_attention
@@ -71,6 +75,17 @@ class Case:
             self.tables = {"position_bias": normal(heads, 11), "time_bias": normal(1, 20)}
         self.weights = normal(total, heads, widths[1]).detach()
 
+    def in_float64(self) -> Case:
+        """The same (rounded) inputs in float64: what an implementation is measured against."""
+        exact = copy.copy(self)
+        for name in ("q", "k", "v", "weights"):
+            rounded = getattr(self, name).detach().double()
+            setattr(exact, name, rounded.requires_grad_(name != "weights"))
+        exact.tables = {
+            name: table.detach().double().requires_grad_() for name, table in self.tables.items()
+        }
+        return exact
+
     def run(self, call: Callable[..., Tensor], **changes: Any) -> dict[str, Tensor]:
         arguments = {
             "alpha": self.alpha,
@@ -118,3 +133,34 @@ def compare(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -
         largest = reference.abs().amax().clamp(min=1e-12) if reference.numel() else 1.0
         worst = error.abs().amax() / largest if error.numel() else 0.0
         assert worst <= 10 * tolerance, f"{name}: largest error {worst:.1e}"
+
+
+def naive(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, **options: Any) -> Tensor:
+    """The causal formula in the dtype of q, row by row: whose error others are held to."""
+    rows = []
+    for row, (start, stop) in enumerate(pairwise(offsets)):
+        scores = options["alpha"] * torch.einsum("ihd,jhd->hij", q[start:stop], k[start:stop])
+        seen = pair_mask(int(stop - start), targets=int(options["num_targets"][row]))
+        weights = F.silu(scores) / options["divisor"] * seen.to(scores)
+        rows.append(torch.einsum("hij,jhd->ihd", weights, v[start:stop]))
+    return torch.cat(rows)
+
+
+# name -> a faulty attention made of the right one; a comparison must refuse each
+MUTANTS: dict[str, Callable[..., Tensor]] = {
+    "zero output": lambda call, *a, **o: call(*a, **o) * 0,
+    "wrong alpha": lambda call, *a, **o: call(*a, **{**o, "alpha": o["alpha"] * 1.01}),
+    "wrong divisor": lambda call, *a, **o: call(*a, **{**o, "divisor": o["divisor"] + 0.1}),
+    "off-by-one mask": lambda call, *a, **o: call(*a, **{**o, "mask": MaskSpec(max_attn_len=31)}),
+    "no targets": lambda call, *a, **o: call(*a, **{**o, "num_targets": None}),
+    "one target fewer": lambda call, *a, **o: call(
+        *a, **{**o, "num_targets": (o["num_targets"] - 1).clamp(min=0)}
+    ),
+    "dropped self-term": lambda call, q, k, v, *a, **o: (
+        call(q, k, v, *a, **o)
+        - F.silu(o["alpha"] * (q * k).sum(-1, keepdim=True)) * v / o["divisor"]
+    ),
+    "forgotten table": lambda call, *a, **o: call(
+        *a, **{**o, "position_bias": o["position_bias"] * 0}
+    ),
+}

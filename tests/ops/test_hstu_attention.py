@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from attention_cases import BLOCK, NAMES, SPECS, Case, compare, op
+from attention_cases import BLOCK, MUTANTS, NAMES, SPECS, Case, compare, naive, op
 from dense_hstu import pair_mask
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,21 +61,9 @@ def test_reference_is_the_formula() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_error_is_that_of_the_dtype(dtype: torch.dtype, tiling: None) -> None:
     """Against float64: at most 2x (forward) or 5x (backward) the error of the naive same dtype."""
-
-    def naive(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, **options: Any) -> Tensor:
-        rows = []
-        for row, (start, stop) in enumerate(pairwise(offsets)):
-            scores = options["alpha"] * torch.einsum("ihd,jhd->hij", q[start:stop], k[start:stop])
-            seen = pair_mask(int(stop - start), targets=int(options["num_targets"][row]))
-            weights = F.silu(scores) / options["divisor"] * seen.to(scores.dtype)
-            rows.append(torch.einsum("hij,jhd->ihd", weights, v[start:stop]))
-        return torch.cat(rows)
-
-    case, exact = Case(MaskSpec(), dtype=dtype), Case(MaskSpec(), dtype=torch.float64)
-    for name in ("q", "k", "v", "weights"):  # the same rounded inputs in float64
-        rounded = getattr(case, name).detach().double()
-        setattr(exact, name, rounded.requires_grad_(name != "weights"))
-    want, got, plain = exact.run(hstu_attention_reference), case.run(fast), case.run(naive)
+    case = Case(MaskSpec(), dtype=dtype)
+    want = case.in_float64().run(hstu_attention_reference)
+    got, plain = case.run(fast), case.run(naive)
     for name, truth in want.items():
         ours = (got[name].double() - truth).norm() / truth.norm()
         theirs = (plain[name].double() - truth).norm() / truth.norm()
@@ -216,23 +201,6 @@ def test_memory_is_linear_in_tokens() -> None:
     assert seen.numel <= heads * cpu.BLOCK * cpu.KEYS < heads * length * length
 
 
-MUTANTS: dict[str, Callable[..., Tensor]] = {
-    "zero output": lambda *a, **o: fast(*a, **o) * 0,
-    "wrong alpha": lambda *a, **o: fast(*a, **{**o, "alpha": o["alpha"] * 1.01}),
-    "wrong divisor": lambda *a, **o: fast(*a, **{**o, "divisor": o["divisor"] + 0.1}),
-    "off-by-one mask": lambda *a, **o: fast(*a, **{**o, "mask": MaskSpec(max_attn_len=31)}),
-    "no targets": lambda *a, **o: fast(*a, **{**o, "num_targets": None}),
-    "one target fewer": lambda *a, **o: fast(
-        *a, **{**o, "num_targets": (o["num_targets"] - 1).clamp(min=0)}
-    ),
-    "dropped self-term": lambda q, k, v, *a, **o: (
-        fast(q, k, v, *a, **o)
-        - F.silu(o["alpha"] * (q * k).sum(-1, keepdim=True)) * v / o["divisor"]
-    ),
-    "forgotten table": lambda *a, **o: fast(*a, **{**o, "position_bias": o["position_bias"] * 0}),
-}
-
-
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_comparison_catches(mutant: str) -> None:
     """A comparison that passes these would prove nothing."""
@@ -240,7 +208,7 @@ def test_the_comparison_catches(mutant: str) -> None:
     want = case.run(hstu_attention_reference)
     compare(case.run(fast), want, 1e-5)
     with pytest.raises(AssertionError, match=r"relative L2|largest error"):
-        compare(case.run(MUTANTS[mutant]), want, 1e-5)
+        compare(case.run(lambda *a, **o: MUTANTS[mutant](fast, *a, **o)), want, 1e-5)
 
 
 def test_the_comparison_catches_each_gradient() -> None:

@@ -20,6 +20,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from tzgen.ops import native as native_ops
 from tzgen.ops.hstu_attention.call import Call
 
 KERNELS = ("AUTO", "PYTORCH", "TRITON", "CPU_TORCH", "CPU_NATIVE")
@@ -31,6 +32,7 @@ MODULES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "TRITON": ("triton_forward", "triton_backward"),
     }
 )
+NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -80,7 +82,7 @@ def chosen_kernel(kernel: str, device: torch.device, dtype: torch.dtype) -> str:
 
 def native_ready(dtype: torch.dtype) -> bool:
     """Whether the native library is built and computes in `dtype`."""
-    return False
+    return dtype in NATIVE_DTYPES and native_ops.available()
 
 
 def forward_of(kernel: str, q: Tensor) -> Forward:
