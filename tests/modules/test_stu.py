@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hstu_configs import hstu
+from torch import Tensor
 
 from tzgen.config.options import fields_match, options
 from tzgen.config.support import Status, support_of
@@ -15,12 +18,7 @@ from tzgen.modules.stu import MTGROptions, RelativeBiasOptions, STULayer, STUOpt
 from tzgen.ops.hstu_attention import MaskSpec
 from tzgen.protos import module_pb2
 
-NOT_USED = (
-    "recompute_normed_x",
-    "recompute_uvqk",
-    "recompute_y",
-    "sort_by_length",
-)
+NOT_USED = ("sort_by_length",)
 
 
 def layer(stu: str = "", extra: str = "", contextual_len: int = 2) -> STULayer:
@@ -99,6 +97,109 @@ def test_stack_is_layers_in_order_with_their_own_weights() -> None:
     stack = STUStack(stu, num_layers=3, max_seq_len=50)
     assert len(stack.layers) == 3
     assert not torch.equal(stack.layers[0].uvqk.weight, stack.layers[1].uvqk.weight)
+
+
+def saved_bytes_and_gradients(
+    patch: pytest.MonkeyPatch, recompute: str, dropout: float = 0.3
+) -> tuple[int, list[Tensor]]:
+    """Bytes that autograd keeps for one layer beside parameters, and every gradient."""
+    torch.manual_seed(3)
+    made = layer(f"{recompute} preset: PAPER output_form: CONCAT_UOX")
+    made.dropout = dropout
+    x = torch.randn(9, 8, requires_grad=True)
+    owned = {p.untyped_storage().data_ptr() for p in made.parameters()}
+    kept: dict[int, int] = {}
+    hooks = torch.autograd.graph.saved_tensors_hooks
+
+    def note(packed: object) -> object:
+        if isinstance(packed, Tensor) and packed.is_floating_point() and packed.numel():
+            storage = packed.untyped_storage()
+            if storage.data_ptr() not in owned:
+                kept[storage.data_ptr()] = storage.nbytes()
+        return packed
+
+    def inner(pack: Callable[[Tensor], object], unpack: Callable[..., Tensor]) -> object:
+        return hooks(lambda tensor: note(pack(tensor)), unpack)  # only the innermost hooks run
+
+    patch.setattr(torch.autograd.graph, "saved_tensors_hooks", inner)
+    torch.manual_seed(4)
+    with hooks(note, lambda tensor: tensor):
+        out = made(
+            x,
+            torch.tensor([0, 5, 9]),
+            max_len=5,
+            num_targets=torch.tensor([1, 2]),
+            timestamps=torch.arange(9),
+        )
+    gradients = torch.autograd.grad(out.square().sum(), (x, *made.parameters()))
+    return sum(kept.values()), list(gradients)
+
+
+FLAGS = ("recompute_normed_x", "recompute_uvqk", "recompute_y")
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_recomputing_keeps_fewer_bytes_and_changes_no_gradient(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = dict.fromkeys(FLAGS, "false")
+    kept, want = saved_bytes_and_gradients(
+        monkeypatch, " ".join(f"{n}: {v}" for n, v in off.items())
+    )
+    off[flag] = "true"
+    fewer, got = saved_bytes_and_gradients(
+        monkeypatch, " ".join(f"{n}: {v}" for n, v in off.items())
+    )
+    rows, width, scores = 9 * 4, 2 * 3, 2 * 5
+    saved = {
+        "recompute_normed_x": rows * 8 + 2 * rows,  # and the statistics
+        # u, v, q, k, and v, q, k before their SiLU
+        "recompute_uvqk": rows * (2 * width + 2 * scores + width + 2 * scores),
+        "recompute_y": rows * 3 * width,
+    }[flag]
+    assert kept - fewer == saved
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_everything_recomputed_keeps_two_rows_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input, O, and the statistics of its norm."""
+    kept, _ = saved_bytes_and_gradients(monkeypatch, " ".join(f"{name}: true" for name in FLAGS))
+    assert kept == 9 * 4 * (8 + 2 * 3 + 2)
+
+
+def test_uvqk_is_kept_on_a_cpu_unless_asked() -> None:
+    made = layer()
+    assert (made.recompute_normed_x, made.recompute_uvqk, made.recompute_y) == (True, None, True)
+    x = torch.randn(2, 8)
+    assert not made._recomputes_uvqk(x)
+    assert layer("recompute_uvqk: true")._recomputes_uvqk(x)
+
+
+def test_dropout_follows_the_seed_and_only_in_training() -> None:
+    made = layer()
+    made.dropout = 0.5
+    x, offsets = torch.randn(9, 8), torch.tensor([0, 5, 9])
+
+    def run(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return made(x, offsets, max_len=5)
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+    made.eval()
+    assert torch.equal(run(1), run(2))
+
+
+def test_trains_in_bfloat16_under_autocast() -> None:
+    made = layer()
+    made.dropout = 0.2
+    x = torch.randn(9, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = made(x, torch.tensor([0, 5, 9]), max_len=5)
+    out.square().sum().backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
+    assert x.grad is not None and x.grad.isfinite().all() and out.dtype == torch.float32
 
 
 def test_runs_in_bfloat16_under_autocast() -> None:

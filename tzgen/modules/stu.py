@@ -2,18 +2,21 @@
 """Sequential transduction units, the layers of HSTU.
 
     xn        = Norm(x)                                    x [L, D]
-    u,v,q,k   = split(xn W_uvqk + b)                       SiLU on the letters in `activated`
+    u,v,q,k   = split(xn W_uvqk + b)                       SiLU on the letters in `activated`;
+                                                           on u where y is made
     O         = hstu_attention(q, k, v)                    ops.hstu_attention: mask, alpha, N, rab
     y         = concat[u, O, u * Norm(O)]  or  u * Norm(O)     (CONCAT_UOX | UX)
     out       = x + Dropout(y) W_o
 
 N is a constant (`scaling_seqlen`, else the model's max_seq_len), never the batch's longest row.
 Presets: PRODUCTION is TorchEasyRec's and Meta's trained-at-scale layer; PAPER is Zhai et al. 2024
-(all four activated, UX, alpha 1, relative bias). MTGR replaces both norms by one weight a domain.
+(all four activated, UX, alpha 1, relative bias). MTGR replaces both norms by one weight a domain;
+its layers run on the modules here, all others on the fused ops of ops.stu_linear.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -32,8 +35,10 @@ from tzgen.modules.stu_options import (
     Truncation,
     mask_spec,
 )
+from tzgen.ops.dropout import dropout
 from tzgen.ops.hstu_attention import hstu_attention
 from tzgen.ops.hstu_attention_cached import CachedKV, hstu_attention_cached
+from tzgen.ops.stu_linear import recomputed, stu_input, stu_output
 
 EPS = 1e-6
 
@@ -73,6 +78,8 @@ class STULayer(nn.Module):
         self.alpha = options.attn_alpha or preset.alpha(options.attention_dim)
         self.divisor = options.scaling_seqlen if options.scaling_seqlen > 0 else max_seq_len
         self.dropout, self.kernel = options.output_dropout_ratio, kernel
+        self.recompute_normed_x, self.recompute_y = options.recompute_normed_x, options.recompute_y
+        self.recompute_uvqk = options.recompute_uvqk
         self.num_heads = options.num_heads
         width = options.num_heads * options.hidden_dim
         self.widths = [width, width, *[options.num_heads * options.attention_dim] * 2]  # u, v, q, k
@@ -118,19 +125,47 @@ class STULayer(nn.Module):
         with MTGR's norms.
         """
         u, v, q, k = self.project(x, domains)
-        attended = self.attend(q, k, v, offsets, max_len, num_targets, timestamps)
-        return self.combine(x, u, attended, domains)
+        with self._given_up(x, domains, (u, v, q, k)):
+            attended = self.attend(q, k, v, offsets, max_len, num_targets, timestamps)
+            return self.combine(x, u, attended, domains)
 
     def project(self, x: Tensor, domains: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """u [L, H * hidden_dim], v [L, H, hidden_dim], q and k [L, H, attention_dim]."""
-        uvqk = self.uvqk(self._normalise(self.input_norm, x, domains))
-        if set(self.activated) == set("uvqk"):
-            u, v, q, k = torch.split(F.silu(uvqk), self.widths, dim=-1)
+        """u [L, H * hidden_dim] before its SiLU, which `combine` applies; v [L, H, hidden_dim],
+        q and k [L, H, attention_dim] as attention reads them."""
+        norm, activated = self.input_norm, self.activated.replace("u", "")
+        if isinstance(norm, DomainLayerNorm):
+            parts = torch.split(self.uvqk(norm(x, domains)), self.widths, dim=-1)
+            named = zip("uvqk", parts, strict=True)
+            u, v, q, k = (F.silu(part) if name in activated else part for name, part in named)
         else:
-            parts = dict(zip("uvqk", torch.split(uvqk, self.widths, dim=-1), strict=True))
-            u, v, q, k = (F.silu(t) if name in self.activated else t for name, t in parts.items())
+            u, v, q, k = stu_input(
+                x,
+                norm.weight,
+                norm.bias,
+                self.uvqk.weight,
+                self.uvqk.bias,
+                widths=self.widths,
+                activated=activated,
+                eps=EPS,
+                recompute_normed_x=self.recompute_normed_x,
+                recompute_uvqk=self._recomputes_uvqk(x),
+                kernel=self.kernel,
+            )
         heads = (self.num_heads, -1)
         return u, v.unflatten(-1, heads), q.unflatten(-1, heads), k.unflatten(-1, heads)
+
+    def _recomputes_uvqk(self, x: Tensor) -> bool:
+        """As configured; by default on a GPU, whose memory is the scarcer thing."""
+        return x.is_cuda if self.recompute_uvqk is None else self.recompute_uvqk
+
+    def _given_up(
+        self, x: Tensor, domains: Tensor | None, uvqk: tuple[Tensor, Tensor, Tensor, Tensor]
+    ) -> AbstractContextManager[None]:
+        """Inside, autograd keeps nothing of u, v, q, k if they are to be recomputed."""
+        if not (torch.is_grad_enabled() and self._recomputes_uvqk(x)):
+            return nullcontext()
+        parameters = (self.uvqk.weight, self.uvqk.bias, *self.input_norm.parameters())
+        return recomputed(lambda: self.project(x, domains), uvqk, (x, *parameters))
 
     def attend(
         self,
@@ -181,15 +216,30 @@ class STULayer(nn.Module):
         }
 
     def combine(self, x: Tensor, u: Tensor, attended: Tensor, domains: Tensor | None) -> Tensor:
-        """x + Dropout(y) W_o, [L, D]."""
-        gated = u * self._normalise(self.output_norm, attended, domains)
-        if self.output_form == "CONCAT_UOX":
-            gated = torch.cat([u, attended, gated], dim=-1)
-        return x + self.output(F.dropout(gated, self.dropout, training=self.training))
-
-    def _normalise(self, norm: nn.Module, x: Tensor, domains: Tensor | None) -> Tensor:
-        out: Tensor = norm(x, domains) if isinstance(norm, DomainLayerNorm) else norm(x)
-        return out
+        """x + Dropout(y) W_o, [L, D]; u and attended [L, H * hidden_dim], u before its SiLU."""
+        norm, activate_u = self.output_norm, "u" in self.activated
+        if isinstance(norm, DomainLayerNorm):
+            gate = F.silu(u) if activate_u else u
+            y = gate * norm(attended, domains)
+            if self.output_form == "CONCAT_UOX":
+                y = torch.cat([gate, attended, y], dim=-1)
+            return x + self.output(dropout(y, self.dropout, training=self.training))
+        return stu_output(
+            attended,
+            u,
+            x,
+            norm.weight,
+            norm.bias,
+            self.output.weight,
+            output_form=self.output_form,
+            activate_u=activate_u,
+            group_norm_heads=self.num_heads if isinstance(norm, HeadNorm) else None,
+            eps=EPS,
+            dropout=self.dropout,
+            training=self.training,
+            recompute_y=self.recompute_y,
+            kernel=self.kernel,
+        )
 
 
 class STUStack(nn.Module):

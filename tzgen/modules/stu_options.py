@@ -23,8 +23,8 @@ class RelativeBiasOptions:
 
 @dataclass(frozen=True)
 class STUOptions:
-    """The proto STU. `recompute_*` and `sort_by_length` only trade memory for time and change
-    nothing here."""
+    """The proto STU. `recompute_*` say what backward keeps; `recompute_uvqk` None: on CUDA.
+    `sort_by_length` is only an order of work and changes nothing here."""
 
     embedding_dim: int
     num_heads: int
@@ -38,6 +38,9 @@ class STUOptions:
     sla_k1: int | None
     sla_k2: int | None
     scaling_seqlen: int
+    recompute_normed_x: bool
+    recompute_uvqk: bool | None
+    recompute_y: bool
     preset: str
     activated: str | None
     output_form: str | None
