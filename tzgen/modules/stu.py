@@ -138,6 +138,7 @@ class STULayer(nn.Module):
             named = zip("uvqk", parts, strict=True)
             u, v, q, k = (F.silu(part) if name in activated else part for name, part in named)
         else:
+            assert isinstance(norm, nn.LayerNorm), "x has one norm, or one a domain"
             u, v, q, k = stu_input(
                 x,
                 norm.weight,
@@ -224,6 +225,7 @@ class STULayer(nn.Module):
             if self.output_form == "CONCAT_UOX":
                 y = torch.cat([gate, attended, y], dim=-1)
             return x + self.output(dropout(y, self.dropout, training=self.training))
+        assert isinstance(norm, nn.LayerNorm | HeadNorm), "O has one norm, by head or not"
         return stu_output(
             attended,
             u,
