@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import tzgen.ops.jagged_dense_bmm
+import tzgen.ops.softmax_attention
+import tzgen.ops.stu_linear  # noqa: F401  the imports register the ops
 from tzgen.ops.hstu_attention.mask import MaskSpec, visible
 
 QUERIES = 1024  # rows of a mask that are looked at together
@@ -27,8 +30,7 @@ Formula = Callable[..., int]
 
 def flop_counter() -> FlopCounterMode:
     """A counter that knows the ops of tzgen; `counts_of` reads it."""
-    known = [name for name in FORMULAS if hasattr(torch.ops.tzgen, name)]  # ops that are imported
-    mapping = {getattr(torch.ops.tzgen, name): FORMULAS[name] for name in known}
+    mapping = {getattr(torch.ops.tzgen, name): formula for name, formula in FORMULAS.items()}
     return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
