@@ -79,6 +79,8 @@ struct Sink {
   template <class S, class T>
   void copy(int64_t at, int64_t h, T scale, const T* from) const {
     S* to = static_cast<S*>(data) + (at * heads + h) * width;
+    for (int64_t c = 0; c < width; c += 64 / int64_t(sizeof(S)))
+      __builtin_prefetch(to + AHEAD * heads * width + c, 1);
     for (int64_t c = 0; c < width; c++) to[c] = static_cast<S>(scale * from[c]);
   }
   template <class T>
