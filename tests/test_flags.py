@@ -186,6 +186,10 @@ def test_checked_config_refuses_and_tells(
     assert caught.value.source == str(path)
     with pytest.raises(ConfigError, match="2 problems"):
         flags.checked_config(parse(*cutlass, "--strict", "--set", "train_config.num_steps="))
+    empty = parse(*cutlass, "--set", "train_input_path=", "--set", "model_dir=")
+    flags.checked_config(empty)
+    with pytest.raises(ConfigError, match=r"train_input_path.*--train_input_path"):
+        flags.checked_config(empty, "train_input_path")
 
 
 def run(error: BaseException | None, status: int | None = None) -> int:

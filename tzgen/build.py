@@ -151,9 +151,12 @@ class Pipeline:
         return make_metrics(self.model, self.tasks, self.config.eval_config, intervals=intervals)
 
 
-def validate(config: Any) -> list[Problem]:
-    """Everything that is known to be wrong before data is read, the model's own rules included."""
-    problems = configs.validate(config)
+def validate(config: Any, paths: Sequence[str] = ()) -> list[Problem]:
+    """Everything that is known to be wrong before data is read, the model's own rules included.
+
+    `paths`: the path fields that are going to be used, and so must not be empty.
+    """
+    problems = configs.validate(config, paths)
     kind = config.model_config.WhichOneof("model")
     if kind in MODELS and not any(problem.path.startswith("model_config") for problem in problems):
         problems = [*problems, *MODELS[kind].check(config.model_config)]

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate in the process group that torchrun describes, or alone."""
-    config = flags.checked_config(args)
+    config = flags.checked_config(args, "eval_input_path", *flags.checkpoint_paths(args))
     from tzgen.train.environment import environment
     from tzgen.train.job import evaluate_and_report
 

@@ -87,11 +87,51 @@ FLAGS: Mapping[str, Flag] = MappingProxyType(
         "is_profiling": Flag("", kind="bool", retired="set train_config.is_profiling"),
         "debug_level": Flag("", retired="errors always name file, row and column"),
         "odps_data_quota_name": Flag("", retired="MaxCompute is not supported yet"),
+        # ---- semantic IDs ----
+        "bundle_path": Flag("folder of the generations of semantic IDs"),
+        "generation": Flag("name of the generation: a folder in --bundle_path"),
+        "from_generation": Flag("generation to append to; its IDs never move"),
+        "codes_path": Flag("predictions of a tokenizer"),
+        "item_id_field": Flag("column with the item's id", default="item_id"),
+        "code_field": Flag("column with the item's codes", default="codes"),
+        "codebook": Flag("codes of each level: 256,256,256"),
+        "policy": Flag(
+            "items on one ID: suffix, next_best, sinkhorn_last_level or none", default="suffix"
+        ),
+        "capacity": Flag("items that an ID may hold", kind="number", default=1),
+        "suffix_size": Flag("codes of the suffix; default: the largest group", kind="number"),
+        "encoder": Flag("tfidf_svd, wordllama or sentence_transformers", default="tfidf_svd"),
+        "encoder_path": Flag("folder of a sentence-transformers model"),
+        "dim": Flag("width of the vectors", kind="number", default=256),
+        "seed": Flag("seed of the encoder's fit", kind="number", default=0),
+        "text_field": Flag("column with the item's text", default="text"),
+        "title_field": Flag("column with the item's title", default="title"),
+        "vector_field": Flag("column with the item's vector", default="item_emb"),
+        "output": Flag("folder to write"),
     }
 )
 
 # Every verb that reads a config.
 CONFIG = ("pipeline_config", "set", "edit_config_json", "strict")
+# The verbs of tzgen.sid.
+_BUNDLE = (
+    *("bundle_path", "generation", "from_generation", "item_id_field"),
+    *("policy", "capacity", "suffix_size"),
+)
+SID_VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "embed": (
+            *("item_input_path", "output", "encoder", "encoder_path", "dim", "seed"),
+            *("text_field", "vector_field"),
+        ),
+        "fit": (*CONFIG, "model_dir", "train_input_path", "item_input_path", *_BUNDLE),
+        "bundle": ("codes_path", "code_field", "codebook", *_BUNDLE),
+        "report": (
+            *("bundle_path", "generation", "output", "item_input_path", "item_id_field"),
+            *("title_field", "vector_field"),
+        ),
+    }
+)
 
 
 class StrictParser(argparse.ArgumentParser):
@@ -194,6 +234,11 @@ def load_from_flags(args: argparse.Namespace) -> PipelineConfig:
     return config
 
 
+def checkpoint_paths(args: argparse.Namespace) -> tuple[str, ...]:
+    """What has to be set for a checkpoint to be found: model_dir, unless one is named."""
+    return () if args.checkpoint_path else ("model_dir",)
+
+
 def overrides_of(args: argparse.Namespace) -> list[str]:
     """The flags that name a field, then `--set`, as override texts for another config."""
     named = [
@@ -204,10 +249,11 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
     return [*named, *vars(args).get("set", [])]
 
 
-def checked_config(args: argparse.Namespace) -> PipelineConfig:
+def checked_config(args: argparse.Namespace, *paths: str) -> PipelineConfig:
     """`load_from_flags`, refused with every problem at once; what is replaced is said, once each.
 
-    With `--strict` whatever would be replaced is a problem too.
+    `paths`: the path fields that the verb uses, and that must not be empty. With `--strict`
+    whatever would be replaced is a problem too.
     """
     from tzgen.config import check, notes, replaced
 
@@ -218,7 +264,7 @@ def checked_config(args: argparse.Namespace) -> PipelineConfig:
         Problem("--strict", text, "nothing replaced", "Remove the field, or drop --strict.")
         for text in (substitutes if strict else [])
     ]
-    check(config, str(args.pipeline_config), more)
+    check(config, str(args.pipeline_config), more, paths)
     for text in substitutes:
         LOGGER.warning("replaced: %s", text)
     for text in notes(config):

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Predict with what the flags name; each process takes its share of the rows."""
-    config = flags.checked_config(args) if args.pipeline_config else None
+    paths = () if args.export_dir else flags.checkpoint_paths(args)
+    config = flags.checked_config(args, *paths) if args.pipeline_config else None
     from tzgen.export.jobs import checkpoint_job, package_job
     from tzgen.train.environment import environment
     from tzgen.train.weights import trained_pipeline

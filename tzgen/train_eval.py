@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train in the process group that torchrun describes, or alone; the exit status."""
-    config = flags.checked_config(args)
+    config = flags.checked_config(args, "train_input_path", "model_dir")
     from tzgen.train.environment import environment
     from tzgen.train.job import train_and_report
 

@@ -27,6 +27,17 @@ def edited(text: str, *overrides: str) -> Any:
     return config
 
 
+def test_a_path_is_asked_for_only_where_it_is_used() -> None:
+    config = parse_pipeline(DLRM_HSTU)
+    apply_overrides(config, ["train_input_path= ", "model_dir=", "eval_input_path="])
+    assert [problem.path for problem in validate(config)] == ["train_input_path", "model_dir"]
+    assert validate(config, ()) == []
+    (problem,) = validate(config, ("eval_input_path",))
+    assert problem.path == "eval_input_path" and "--eval_input_path" in problem.remedy
+    with pytest.raises(ConfigError, match="model_dir"):
+        check(config, paths=("model_dir",))
+
+
 @pytest.mark.parametrize("text", [DLRM_HSTU, MMOE], ids=["dlrm_hstu", "mmoe"])
 def test_the_samples_are_right(text: str) -> None:
     assert validate(parse_pipeline(text)) == []

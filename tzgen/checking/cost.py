@@ -49,9 +49,8 @@ def cost_section(run: DryRun, device: torch.device) -> str:
 
 def table_parts(run: DryRun) -> list[Part]:
     """Every embedding table as training will allocate it, largest first."""
-    train = run.pipeline.config.train_config
-    trained = run.pipeline.config.HasField("train_config")
-    spec = optimizer_spec(train.sparse_optimizer) if trained else None
+    message = run.pipeline.config.train_config.sparse_optimizer
+    spec = optimizer_spec(message) if message.WhichOneof("optimizer") else None
     parts = []
     for table in run.plan.tables.values():
         weights = table_bytes(table, None)

@@ -32,7 +32,7 @@ class Lint:
 def lint(config: Any, *, strict: bool, device: torch.device) -> Lint:
     """Every problem at once; with `strict` a substitute is one."""
     substitutes = configs.replaced(config)
-    refused = build.validate(config)
+    refused = build.validate(config, ("model_dir",))  # rows can be made up
     if not refused:
         refused = _widths(config) + _optimizer(config, device)
     if strict:
@@ -74,8 +74,8 @@ def _widths(config: Any) -> list[Problem]:
 
 
 def _optimizer(config: Any, device: torch.device) -> list[Problem]:
-    """Whether the engine has the sparse optimizer on this device."""
-    if not config.HasField("train_config"):
+    """Whether the engine has the sparse optimizer on this device; none is right without tables."""
+    if config.train_config.sparse_optimizer.WhichOneof("optimizer") is None:
         return []
     try:
         spec = optimizer_spec(config.train_config.sparse_optimizer)

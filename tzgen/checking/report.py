@@ -20,6 +20,7 @@ from tzgen.checking.plot import plot, require_plotting
 from tzgen.errors import UserError
 
 REFUSED = 2
+MADE_UP = "train_input_path is empty: rows are made up here; training needs --train_input_path."
 
 
 def check_and_report(
@@ -37,7 +38,7 @@ def check_and_report(
     """
     if plot_path:
         require_plotting(Path(plot_path))
-    config, told = _with_input(config, synthetic)
+    told = [] if synthetic or config.train_input_path else [MADE_UP]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = lint(config, strict=strict, device=device)
     found = replace(found, notes=(*found.notes, *told))
@@ -57,17 +58,6 @@ def check_and_report(
         raise UserError("\n".join(["this batch must not be trained on:", *run.unsound]))
     _show("ok: no problems; nothing was trained")
     return 0
-
-
-def _with_input(config: Any, synthetic: bool) -> tuple[Any, list[str]]:
-    """(config with a train_input_path, note): an empty one only means that rows are made up."""
-    if config.train_input_path:
-        return config, []
-    filled = type(config)()
-    filled.CopyFrom(config)
-    filled.train_input_path = "synthesised"
-    told = "train_input_path is empty: rows are made up here; training needs --train_input_path."
-    return filled, [] if synthetic else [told]
 
 
 def _show(block: str) -> None:

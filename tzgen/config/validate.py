@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from google.protobuf.message import Message
 
@@ -20,6 +20,7 @@ from tzgen.config.validate_train import (
     group_length,
     history_tokens,
     max_seq_len,
+    path_problems,
     train_problems,
 )
 from tzgen.errors import ConfigError, Problem
@@ -37,8 +38,13 @@ _CHECKS = (
 )
 
 
-def validate(config: Message) -> list[Problem]:
+TRAINING = ("train_input_path", "model_dir")  # the paths that training reads or writes
+
+
+def validate(config: Message, paths: Sequence[str] = TRAINING) -> list[Problem]:
     """Every problem of a PipelineConfig; [] where it can be built.
+
+    `paths`: the path fields that are going to be used, and so must not be empty.
 
     A model that is not supported gives that one refusal and nothing else: the rest of such a config
     cannot be judged.
@@ -46,15 +52,20 @@ def validate(config: Message) -> list[Problem]:
     refusal = model_refusal(config)
     if refusal is not None:
         return [refusal]
-    found = unsupported(config)
+    found = [*unsupported(config), *path_problems(config, paths)]
     for check in _CHECKS:
         found += check(config)
     return _once(found)
 
 
-def check(config: Message, source: str = "config", more: Iterable[Problem] = ()) -> None:
+def check(
+    config: Message,
+    source: str = "config",
+    more: Iterable[Problem] = (),
+    paths: Sequence[str] = TRAINING,
+) -> None:
     """Raise ConfigError with every problem of `config`, and `more` that a caller found (models)."""
-    found = _once([*validate(config), *more])
+    found = _once([*validate(config, paths), *more])
     if found:
         raise ConfigError(found, source)
 

@@ -14,14 +14,24 @@ from tzgen.config.validate_features import has_table
 from tzgen.config.validate_tasks import TYPE_ALIASES
 from tzgen.errors import Problem
 
+_PATHS = {
+    "train_input_path": "rows to train on",
+    "eval_input_path": "rows to evaluate on",
+    "model_dir": "checkpoints and logs",
+}
 
-def data_problems(config: Message) -> Iterator[Problem]:
-    """Paths and data_config."""
-    data = config.data_config
-    for name, what in (("train_input_path", "rows"), ("model_dir", "checkpoints and logs")):
+
+def path_problems(config: Message, names: Sequence[str]) -> Iterator[Problem]:
+    """Those of `names` that are empty."""
+    for name in names:
         if not getattr(config, name).strip():
             remedy = f"Set it in the file or with --{name}."
-            yield Problem(name, "nothing", f"a path for {what}", remedy)
+            yield Problem(name, "nothing", f"a path for {_PATHS[name]}", remedy)
+
+
+def data_problems(config: Message) -> Iterator[Problem]:
+    """data_config."""
+    data = config.data_config
     if not data.HasField("dataset_type"):
         yield Problem(
             "data_config.dataset_type",

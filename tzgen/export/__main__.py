@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export in one process."""
-    config = flags.checked_config(args)
+    config = flags.checked_config(args, *flags.checkpoint_paths(args))
     from tzgen.export.jobs import export_job
     from tzgen.train.weights import trained_pipeline
 
