@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import torch
 from tzgen.build import build_pipeline, open_loader
 from tzgen.errors import UserError
 from tzgen.log import LOGGER
+from tzgen.train import checkpoint
 from tzgen.train.checkpoint import write_text
 from tzgen.train.environment import Env
 from tzgen.train.evaluator import Evaluation, evaluate
+from tzgen.train.manifest import provenance
 from tzgen.train.plots import plot_training
 from tzgen.train.trainer import Trainer
 from tzgen.train.weights import trained_pipeline
@@ -51,6 +55,36 @@ def train_and_report(
         if trainer.interrupted_by is None:
             _tell(evaluation, trainer, model_dir)
     return 0 if trainer.interrupted_by is None else 128 + trainer.interrupted_by
+
+
+def fit_then(
+    config: Any,
+    env: Env,
+    *,
+    source: str,
+    predict: Callable[[], None],
+    publish: Callable[[dict[str, Any]], object],
+) -> int:
+    """Train (or find it trained), predict on all ranks, publish on the first with where the codes
+    came from; the exit status of the training."""
+    status = train_and_report(
+        config, env, source=source, continue_train=True, ignore_optimizer=False
+    )
+    if status:
+        return status
+    predict()
+    env.barrier()
+    if env.is_main:
+        newest = checkpoint.open_checkpoint(Path(config.model_dir))
+        publish(
+            {
+                "codebook_hash": _digest(newest.manifest["checksums"]),
+                "checkpoint": newest.path.name,
+                **provenance(config, newest.manifest["data_fingerprint"]),
+            }
+        )
+    env.barrier()
+    return 0
 
 
 def _tell(evaluation: Evaluation | None, trainer: Trainer, model_dir: Path) -> None:
@@ -107,3 +141,9 @@ def required_path(value: str, name: str) -> str:
         raise UserError(f"{name} is empty: set it in the config, or give --{name}")
     LOGGER.debug("%s: %s", name, value)
     return value
+
+
+def _digest(checksums: dict[str, str]) -> str:
+    """One hash of a checkpoint's weights."""
+    weights = sorted(f"{name}={h}" for name, h in checksums.items() if name.startswith("model/"))
+    return hashlib.sha256("\n".join(weights).encode()).hexdigest()

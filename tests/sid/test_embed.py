@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows in, rows with vectors out; a killed job goes on; another job's parts are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tzgen.errors import DataError, UserError
+from tzgen.sid import embed
+from tzgen.sid.embed import embed_items
+
+from .test_encoders import texts
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Path:
+    path = tmp_path / "items.parquet"
+    table = pa.table({"item_id": list(range(50)), "text": [*texts(49), None]})
+    pq.write_table(table, path, row_group_size=20)
+    return path
+
+
+def run(items: Path, **changes: Any) -> Path:
+    output = items.parent / "out"
+    options: dict[str, Any] = {
+        "encoder": "tfidf_svd", "dim": 6, "encoder_path": None, "text_field": "text",
+        "vector_field": "vec", "seed": 0,
+    }  # fmt: skip
+    assert embed_items(str(items), output, **(options | changes)) == 50
+    return output
+
+
+def test_every_row_gets_a_vector(items: Path) -> None:
+    output = run(items)
+    table = pq.read_table(output)
+    assert table["item_id"].to_pylist() == list(range(50))
+    vectors = np.array(table["vec"].to_pylist())
+    assert vectors.shape == (50, 6) and np.all(vectors[49] == 0)
+    manifest = json.loads((output / "_manifest.json").read_text())
+    assert manifest["rows"] == 50 and len(manifest["sha256"]) == 3
+
+
+def test_a_killed_job_goes_on_and_ends_the_same(
+    items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pq.read_table(run(items)).to_pydict()
+    output = items.parent / "out"
+    (output / "_manifest.json").unlink()
+    (output / "part-00001.parquet").unlink()
+    kept = (output / "part-00000.parquet").stat().st_mtime_ns
+    run(items)
+    assert (output / "part-00000.parquet").stat().st_mtime_ns == kept
+    assert pq.read_table(output).to_pydict() == whole
+    monkeypatch.setattr(embed, "make_encoder", lambda *a, **k: pytest.fail("nothing is left to do"))
+    run(items)
+
+
+def test_other_parts_are_refused(items: Path) -> None:
+    output = run(items)
+    (output / "_manifest.json").unlink()
+    with pytest.raises(UserError, match=r"another job \(dim differ\)"):
+        run(items, dim=7)
+    (output / "_job.json").unlink()
+    with pytest.raises(UserError, match="which no such job wrote"):
+        run(items)
+
+
+def test_wrong_columns_and_vectors_are_named(items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="has the columns item_id, text"):
+        run(items, text_field="title")
+    with pytest.raises(UserError, match="is a column of the input already"):
+        run(items, vector_field="item_id")
+    with pytest.raises(UserError, match="of type int64"):
+        run(items, text_field="item_id")
+
+    class Broken:
+        dim = 2
+
+        def fit(self, texts: list[str]) -> None: ...
+
+        def __call__(self, texts: list[str]) -> np.ndarray:
+            return np.full((len(texts), 2), np.nan, np.float32)
+
+    monkeypatch.setattr(embed, "make_encoder", lambda *a, **k: Broken())
+    (items.parent / "out" / "_job.json").unlink()
+    with pytest.raises(DataError, match=r"row group 0, row 0: found a vector with NaN"):
+        run(items)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From predictions to a generation: alignment, policies, appends, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tzgen.errors import UserError
+from tzgen.sid.bundle import Bundle, open_bundle
+from tzgen.sid.jobs import bundle_job, matrix
+
+
+def predictions(path: Path, first: int, last: int, *, candidates: bool = True) -> Path:
+    """Shuffled items; item i has the codes of a fixed random table."""
+    rng = np.random.default_rng(0)
+    table = np.stack([rng.integers(0, 3, 100), rng.integers(0, 8, 100)], 1)
+    order = np.random.default_rng(first).permutation(np.arange(first, last))
+    columns: dict[str, Any] = {"item_id": order, "codes": pa.array(table[order].tolist())}
+    if candidates:
+        last_codes = (table[order, 1:] + np.arange(8)) % 8
+        whole = np.stack([np.repeat(table[order, :1], 8, 1), last_codes], 2).reshape(len(order), -1)
+        columns["candidate_codes"] = pa.array(whole.tolist())
+        columns["candidate_scores"] = pa.array(np.tile(np.arange(8.0), (len(order), 1)).tolist())
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def publish(root: Path, codes: Path, generation: str = "g1", **changes: Any) -> Bundle:
+    flags = {
+        "bundle_path": str(root), "generation": generation, "from_generation": None,
+        "codes_path": str(codes), "item_id_field": "item_id", "code_field": "codes",
+        "codebook": "3,8", "policy": "suffix", "capacity": 1, "suffix_size": None,
+    }  # fmt: skip
+    return bundle_job(argparse.Namespace(**(flags | changes)), {})
+
+
+@pytest.mark.parametrize("policy", ["suffix", "next_best", "sinkhorn_last_level", "none"])
+def test_item_i_gets_the_id_that_was_predicted_for_item_i(tmp_path: Path, policy: str) -> None:
+    codes = predictions(tmp_path / "p.parquet", 0, 20)
+    bundle = publish(tmp_path / "sids", codes, policy=policy)
+    rows = pq.read_table(codes).to_pylist()
+    for row in rows:
+        at = bundle.table.rows_of(pa.array([row["item_id"]]))[0]
+        assert bundle.table.origin[at].tolist() == row["codes"]
+        assert bundle.table.codes[at, 0] == row["codes"][0]
+    if policy != "none":
+        assert len(np.unique(bundle.table.codes, axis=0)) == 20
+
+
+@pytest.mark.parametrize("policy", ["suffix", "next_best"])
+def test_an_append_keeps_what_is_published(tmp_path: Path, policy: str) -> None:
+    root = tmp_path / "sids"
+    first = publish(root, predictions(tmp_path / "a.parquet", 0, 15), policy=policy, suffix_size=9)
+    both = predictions(tmp_path / "b.parquet", 5, 22)
+    second = publish(root, both, "g2", from_generation="g1", codebook=None)
+    assert len(second.table) == 22
+    assert np.array_equal(second.table.codes[:15], first.table.codes)
+    assert len(np.unique(second.table.codes, axis=0)) == 22
+    assert second.manifest["policy"] == policy
+    assert open_bundle(root / "g2").lineage[0] == first.table.sid_hash
+    with pytest.raises(UserError, match="nothing to append"):
+        publish(root, both, "g3", from_generation="g2", codebook=None)
+    with pytest.raises(UserError, match="an append keeps the ID space"):
+        publish(root, both, "g3", from_generation="g1", codebook="3,9")
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    codes = predictions(tmp_path / "p.parquet", 0, 20, candidates=False)
+    root = tmp_path / "sids"
+    with pytest.raises(UserError, match="candidate_output_config"):
+        publish(root, codes, policy="next_best")
+    with pytest.raises(UserError, match="--codebook is empty"):
+        publish(root, codes, codebook=None)
+    with pytest.raises(UserError, match="no column 'sids'; it has item_id, codes"):
+        publish(root, codes, code_field="sids")
+    with pytest.raises(UserError, match="--generation is needed"):
+        publish(root, codes, generation="")
+    with pytest.raises(UserError, match=r"code [567] at level 1; expected 0 to 4"):
+        publish(root, codes, codebook="3,5")
+    assert not root.exists()
+
+
+def test_columns_that_are_no_matrix_are_named() -> None:
+    def column(values: Any) -> pa.ChunkedArray:
+        return pa.chunked_array([pa.array(values)])
+
+    assert matrix(column([[1, 2], [3, 4]]), "c").tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(UserError, match="row 1: found 1 numbers; expected 2"):
+        matrix(column([[1, 2], [3]]), "c")
+    with pytest.raises(UserError, match="row 1: found null"):
+        matrix(column([[1, 2], None]), "c")
+    with pytest.raises(UserError, match="null inside a list"):
+        matrix(column([[1, None]]), "c")
+    with pytest.raises(UserError, match="is int64; expected a list"):
+        matrix(column([1, 2]), "c")

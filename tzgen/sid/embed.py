@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job behind `python -m tzgen.sid embed`: item rows in, the same rows with a vector out.
+
+    <output>/part-<n>.parquet     one for each row group of the input, whole or absent
+    <output>/_manifest.json       last
+
+A run that was killed goes on where it stopped: parts that are there are kept while input, encoder
+and options are the same (`_job.json`), and refused else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from tzgen.data.readers import ParquetDataset
+from tzgen.errors import DataError, UserError
+from tzgen.sid.encoders import Encoder, make_encoder
+
+JOB, MANIFEST = "_job.json", "_manifest.json"
+BATCH = 256
+
+
+def embed_items(
+    input_path: str,
+    output: Path,
+    *,
+    encoder: str,
+    dim: int,
+    encoder_path: Path | None,
+    text_field: str,
+    vector_field: str,
+    seed: int,
+) -> int:
+    """Write every row of `input_path` with `vector_field` (list of float32) beside it; the number
+    of rows. Raises UserError when `output` holds another job's parts."""
+    reader = ParquetDataset(input_path)
+    if text_field not in reader.schema.names:
+        raise UserError(
+            f"--text_field {text_field!r}: {reader.files[0].path} has the columns "
+            f"{', '.join(reader.schema.names)}"
+        )
+    if vector_field in reader.schema.names:
+        raise UserError(f"--vector_field {vector_field!r} is a column of the input already")
+    job = {
+        "input": reader.fingerprint,
+        "encoder": encoder,
+        "encoder_path": None if encoder_path is None else str(encoder_path),
+        "dim": dim,
+        "text_field": text_field,
+        "vector_field": vector_field,
+        "seed": seed,
+    }
+    if _is_done(output, job):
+        return reader.num_rows
+    _begin(output, job)
+    groups = [(f, g) for f, info in enumerate(reader.files) for g in range(len(info.group_rows))]
+    missing = [place for place, _ in enumerate(groups) if not _part(output, place).is_file()]
+    if missing:
+        made = make_encoder(encoder, dim=dim, path=encoder_path, seed=seed)
+        made.fit(_all_texts(reader, groups, text_field) if encoder == "tfidf_svd" else [])
+        for place in tqdm(missing, desc=f"embed with {encoder}", unit="row group"):
+            rows = reader.read_rows(*groups[place])
+            vectors = _encode(made, _texts(rows[text_field]))
+            _refuse_nan(vectors, reader.files[groups[place][0]].path, groups[place][1])
+            _write(_part(output, place), rows, vector_field, vectors)
+    _finish(output, job, len(groups), reader.num_rows)
+    return reader.num_rows
+
+
+def _all_texts(
+    reader: ParquetDataset, groups: Sequence[tuple[int, int]], text_field: str
+) -> list[str]:
+    texts: list[str] = []
+    for file, group in groups:
+        texts += _texts(reader.read_rows(file, group, [text_field])[text_field])
+    return texts
+
+
+def _texts(column: pa.Array) -> list[str]:
+    """Null is empty text; a list of words is joined by blanks."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        column = pc.binary_join(column, " ")
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise UserError(f"--text_field is of type {column.type}; expected text")
+    found: list[str] = pc.fill_null(column, "").to_pylist()
+    return found
+
+
+def _encode(encoder: Encoder, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    parts = [encoder(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
+    return np.concatenate(parts) if parts else np.zeros((0, encoder.dim), np.float32)
+
+
+def _refuse_nan(vectors: np.ndarray[Any, Any], path: str, group: int) -> None:
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
+        raise DataError(
+            file=path,
+            row_group=group,
+            row=int(bad.argmax()),
+            found="a vector with NaN or infinity",
+            expected="finite numbers",
+            remedy="Look at the text of this row, or choose another encoder.",
+        )
+
+
+def _write(path: Path, rows: pa.RecordBatch, name: str, vectors: np.ndarray[Any, Any]) -> None:
+    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1])
+    column = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
+    table = pa.Table.from_batches([rows]).append_column(name, column)
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)
+
+
+def _part(output: Path, place: int) -> Path:
+    return output / f"part-{place:05d}.parquet"
+
+
+def _is_done(output: Path, job: dict[str, Any]) -> bool:
+    path = output / MANIFEST
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["job"] == job
+
+
+def _begin(output: Path, job: dict[str, Any]) -> None:
+    """Note what the parts will be of; parts of something else are refused."""
+    note = output / JOB
+    there = list(_entries(output))
+    if note.is_file():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        if before != job:
+            changed = [name for name in job if before.get(name) != job[name]]
+            raise UserError(
+                f"{output} holds parts of another job ({', '.join(changed)} differ): name another "
+                "--output, or remove it"
+            )
+    elif there:
+        raise UserError(f"{output} holds {there[0].name}, which no such job wrote: name another")
+    output.mkdir(parents=True, exist_ok=True)
+    _json(note, job)
+
+
+def _entries(output: Path) -> Iterator[Path]:
+    yield from sorted(output.iterdir()) if output.is_dir() else ()
+
+
+def _finish(output: Path, job: dict[str, Any], parts: int, rows: int) -> None:
+    checksums = {}
+    for place in range(parts):
+        with _part(output, place).open("rb") as stream:
+            checksums[_part(output, place).name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    _json(output / MANIFEST, {"schema_version": 1, "job": job, "rows": rows, "sha256": checksums})
+
+
+def _json(path: Path, body: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        json.dump(body, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs behind `python -m tzgen.sid bundle` and `report`: rows in, artefacts out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tzgen.data.readers import ParquetDataset
+from tzgen.errors import UserError
+from tzgen.log import LOGGER
+from tzgen.sid.bundle import Bundle, open_bundle, write_bundle
+from tzgen.sid.collisions import Candidates, resolve
+from tzgen.sid.embed import embed_items
+from tzgen.sid.report import rows_for, write_report
+from tzgen.sid.space import Ints, SidSpace
+from tzgen.sid.table import SidTable, make_table, merged_table, resolved_table
+
+CANDIDATES, SCORES = "candidate_codes", "candidate_scores"
+
+
+def codes_flags(args: argparse.Namespace, config: Any) -> argparse.Namespace:
+    """The flags of fit as those of predict and of bundle: every item of --item_input_path (else
+    train_input_path) gets codes in `<model_dir>/codes`."""
+    codes = f"{config.model_dir}/codes"
+    model = getattr(config.model_config, config.model_config.WhichOneof("model"))
+    fields = model.DESCRIPTOR.fields_by_name
+    if "codebook" in fields:
+        sizes = list(model.codebook)
+    elif "num_subvectors" in fields:
+        sizes = [model.codebook_size] * model.num_subvectors
+    else:
+        raise UserError(
+            f"fit is for tokenizers (sid_*); the model is {model.DESCRIPTOR.name}: use train_eval"
+        )
+    return argparse.Namespace(
+        **vars(args),
+        codebook=",".join(map(str, sizes)),
+        code_field="codes",
+        codes_path=codes,
+        predict_input_path=config.item_input_path or config.train_input_path,
+        predict_output_path=codes,
+        reserved_columns=args.item_id_field,
+        output_columns=None,
+        predict_steps=None,
+        checkpoint_path=None,
+        writer_type="ParquetWriter",
+        overwrite=True,
+    )
+
+
+def embed_job(args: argparse.Namespace) -> None:
+    """Vectors for every row of --item_input_path."""
+    rows = embed_items(
+        _given(args, "item_input_path"),
+        Path(_given(args, "output")),
+        encoder=args.encoder,
+        dim=args.dim,
+        encoder_path=Path(args.encoder_path) if args.encoder_path else None,
+        text_field=args.text_field,
+        vector_field=args.vector_field,
+        seed=args.seed,
+    )
+    LOGGER.info("%d vectors in %s", rows, args.output)
+
+
+def _given(args: argparse.Namespace, name: str) -> str:
+    value = getattr(args, name)
+    if not value:
+        raise UserError(f"--{name} is needed")
+    return str(value)
+
+
+def bundle_job(args: argparse.Namespace, notes: Mapping[str, Any]) -> Bundle:
+    """Publish the tokenizer's predictions of --codes_path as a generation; say what came of it.
+
+    With --from_generation the items that it does not hold are added to it.
+    """
+    root = Path(_given(args, "bundle_path"))
+    reader = ParquetDataset(_given(args, "codes_path"))
+    rows = read_all(reader, [args.item_id_field, args.code_field], optional=(CANDIDATES, SCORES))
+    item_id = rows[args.item_id_field].combine_chunks()
+    codes = matrix(rows[args.code_field], args.code_field)
+    before = None if not args.from_generation else open_bundle(root / args.from_generation)
+    space = SidSpace(_codebook(args, codes, before))
+    candidates = _candidates(rows, space)
+    if before is not None:
+        item_id, codes, candidates = _only_new(before, item_id, codes, candidates)
+    table, order = _sorted_table(item_id, codes, space)
+    if candidates is not None:
+        costs = None if candidates.costs is None else candidates.costs[order]
+        candidates = Candidates(candidates.codes[order], costs)
+    policy = args.policy if before is None else before.manifest.get("policy", args.policy)
+    found = resolve(
+        table.codes,
+        space,
+        policy,
+        candidates=candidates,
+        capacity=args.capacity,
+        suffix_size=_suffix_size(args, before, policy),
+        taken=None if before is None else before.table.codes,
+    )
+    new = resolved_table(table, found)
+    whole = new if before is None else merged_table(before.table, new)
+    bundle = write_bundle(
+        root,
+        _given(args, "generation"),
+        whole,
+        policy=policy,
+        capacity=args.capacity,
+        notes={**notes, "input_hash": reader.fingerprint},
+        appended=None if before is None else (before, new),
+    )
+    moved = int((found.codes[:, : space.levels] != table.codes).any(axis=1).sum())
+    LOGGER.info(
+        "%d items, %d new, %d moved by %s, %d left on a crowded ID; hash %s, in %s",
+        len(whole),
+        len(new),
+        moved,
+        policy,
+        int(found.unplaced.sum()),
+        whole.sid_hash[:12],
+        bundle.path,
+    )
+    return bundle
+
+
+def report_job(args: argparse.Namespace) -> Path:
+    """Measure a generation into --output (default: beside it, `<generation>-report`)."""
+    bundle = open_bundle(Path(_given(args, "bundle_path")) / _given(args, "generation"))
+    folder = Path(args.output or f"{bundle.path}-report")
+    titles = vectors = None
+    if args.item_input_path:
+        reader = ParquetDataset(args.item_input_path)
+        there = reader.schema.names
+        wanted = [name for name in (args.title_field, args.vector_field) if name in there]
+        rows = read_all(reader, [args.item_id_field, *wanted])
+        order = rows_for(bundle, rows[args.item_id_field].combine_chunks(), "items given")
+        if args.title_field in wanted:
+            titles = rows[args.title_field].take(pa.array(order)).to_pylist()
+        if args.vector_field in wanted:
+            vectors = matrix(rows[args.vector_field], args.vector_field, np.float32)[order]
+    path = write_report(bundle, folder, titles=titles, vectors=vectors)
+    LOGGER.info("report in %s", path)
+    return path
+
+
+def read_all(
+    reader: ParquetDataset, columns: Sequence[str], optional: Sequence[str] = ()
+) -> pa.Table:
+    """All rows of the columns, and of those `optional` ones that are there."""
+    there = reader.schema.names
+    missing = [name for name in columns if name not in there]
+    if missing:
+        raise UserError(
+            f"{reader.files[0].path} has no column {missing[0]!r}; it has {', '.join(there)}"
+        )
+    names = [*dict.fromkeys(columns), *(name for name in optional if name in there)]
+    batches = [
+        reader.read_rows(file, group, names)
+        for file, info in enumerate(reader.files)
+        for group in range(len(info.group_rows))
+    ]
+    return pa.Table.from_batches(batches)
+
+
+def matrix(column: pa.ChunkedArray, name: str, dtype: Any = np.int64) -> np.ndarray[Any, Any]:
+    """A list column of one length as an array [N, length]; nulls and ragged rows are named."""
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise UserError(f"column {name!r}, row {row}: found null; expected a list of numbers")
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(kind(column.type) for kind in kinds):
+        raise UserError(f"column {name!r} is {column.type}; expected a list of numbers")
+    lengths = np.asarray(pc.list_value_length(column).to_numpy())
+    if len(lengths) and (lengths != lengths[0]).any():
+        row = int((lengths != lengths[0]).argmax())
+        raise UserError(
+            f"column {name!r}, row {row}: found {lengths[row]} numbers; expected {lengths[0]}, as "
+            "in the first row"
+        )
+    flat = pc.list_flatten(column)
+    if flat.null_count:
+        raise UserError(f"column {name!r} holds null inside a list: expected numbers")
+    return np.array(flat.to_numpy(), dtype=dtype).reshape(len(lengths), -1)
+
+
+def _codebook(args: argparse.Namespace, codes: Ints, before: Bundle | None) -> tuple[int, ...]:
+    """--codebook, or that of the generation before (less its suffix)."""
+    levels = codes.shape[1]
+    if args.codebook:
+        given = tuple(int(size) for size in str(args.codebook).split(","))
+        if before is not None and given != before.table.space.codebook[:levels]:
+            raise UserError(
+                f"--codebook {list(given)} is not that of {before.path}, "
+                f"{list(before.table.space.codebook[:levels])}: an append keeps the ID space"
+            )
+        return given
+    if before is not None:
+        return before.table.space.codebook[:levels]
+    raise UserError("--codebook is empty: give the codes of each level, for example 256,256,256")
+
+
+def _suffix_size(args: argparse.Namespace, before: Bundle | None, policy: str) -> int:
+    if policy == "suffix" and before is not None:
+        return before.table.space.codebook[-1]
+    return int(args.suffix_size or 0)
+
+
+def _candidates(rows: pa.Table, space: SidSpace) -> Candidates | None:
+    """The predictions' alternatives: the last code of each whole ID of candidate_codes."""
+    if CANDIDATES not in rows.column_names:
+        return None
+    flat = matrix(rows[CANDIDATES], CANDIDATES)
+    if flat.shape[1] % space.levels:
+        raise UserError(
+            f"column {CANDIDATES!r} has {flat.shape[1]} numbers a row; expected a multiple of the "
+            f"{space.levels} levels"
+        )
+    costs = None
+    if SCORES in rows.column_names:
+        costs = matrix(rows[SCORES], SCORES, np.float64)
+    return Candidates(flat[:, space.levels - 1 :: space.levels], costs)
+
+
+def _only_new(
+    before: Bundle, item_id: pa.Array, codes: Ints, candidates: Candidates | None
+) -> tuple[pa.Array, Ints, Candidates | None]:
+    """Rows of items that the generation before does not hold; published IDs never move."""
+    fresh = np.flatnonzero(before.table.rows_of(item_id) < 0)
+    if not len(fresh):
+        raise UserError(f"every item is in {before.path} already: there is nothing to append")
+    if candidates is not None:
+        costs = None if candidates.costs is None else candidates.costs[fresh]
+        candidates = Candidates(candidates.codes[fresh], costs)
+    return item_id.take(pa.array(fresh)), codes[fresh], candidates
+
+
+def _sorted_table(item_id: pa.Array, codes: Ints, space: SidSpace) -> tuple[SidTable, Ints]:
+    """The table, and the row of the input that each of its rows came from."""
+    table = make_table(item_id, codes, space)
+    order: Ints = pc.sort_indices(item_id).to_numpy().astype(np.int64)
+    return table, order
+
+
+def run_verb(verb: str, args: argparse.Namespace) -> None:
+    """embed, bundle or report."""
+    if verb == "embed":
+        embed_job(args)
+    elif verb == "bundle":
+        bundle_job(args, {})
+    else:
+        report_job(args)
