@@ -111,6 +111,7 @@ KINDS = {
     "null": pa.nulls(2),
     "float": pa.array([1.0, None], pa.float32()),
 }
+LONGS = pa.list_(pa.int64())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -131,6 +132,9 @@ def test_types_are_passed_on_as_they_are(name: str, tmp_path: Path) -> None:
         (pa.array(["b", "c"]), KINDS["dictionary"], pa.string()),
         (KINDS["large_list"], pa.array([[2], []]), pa.list_(pa.int64())),
         (pa.array([[], None], pa.list_(pa.null())), pa.array([[2], []]), pa.list_(pa.int64())),
+        (pa.array([1, None], pa.int32()), pa.array([2**40, 2]), pa.int64()),
+        (pa.array([[2**40], []]), pa.array([[2], None], pa.large_list(pa.uint32())), LONGS),
+        (KINDS["float"], pa.array([0.1, None]), pa.float64()),
     ],
     ids=str,
 )
@@ -159,6 +163,53 @@ def test_a_declared_type_fills_an_all_null_column(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"column 'y': found int64; expected string, as data_config"
     ):
+        open_reader(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("column", "declared", "kind"),
+    [
+        (pa.array([1, None, -3], pa.int32()), "BIGINT", pa.int64()),
+        (pa.array([[1], None, []], pa.list_(pa.int16())), "ARRAY<BIGINT>", LONGS),
+        (pa.array([1, 2, None], pa.uint8()), "INT32", pa.int32()),
+        (pa.array([0.5, None, 2], pa.float32()), "DOUBLE", pa.float64()),
+        (pa.array([["a"], None, []], pa.large_list(pa.large_string())), "ARRAY<STRING>", None),
+    ],
+    ids=str,
+)
+def test_a_declared_wider_type_is_taken(
+    column: pa.Array, declared: str, kind: pa.DataType | None, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"x": column}), tmp_path / "a.parquet")
+    config = data_pb2.DataConfig(
+        dataset_type=data_pb2.ParquetDataset, input_fields_str=f"x:{declared}"
+    )
+    rows = open_reader(config, str(tmp_path)).read_rows(0, 0)
+    assert kind is None or rows.schema.field("x").type == kind
+    assert rows.column("x").to_pylist() == column.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("column", "declared"),
+    [
+        (pa.array([1, 2]), "INT"),
+        (pa.array([[1], []]), "ARRAY<INT>"),
+        (pa.array([1, 2], pa.uint64()), "BIGINT"),
+        (pa.array([1, 2], pa.uint32()), "INT"),
+        (pa.array([0.1, 2.0]), "FLOAT"),
+        (pa.array([1, 2], pa.int32()), "DOUBLE"),
+        (pa.array([1, 2]), "STRING"),
+    ],
+    ids=str,
+)
+def test_a_declared_type_that_would_lose_values_is_refused(
+    column: pa.Array, declared: str, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"x": column}), tmp_path / "a.parquet")
+    config = data_pb2.DataConfig(
+        dataset_type=data_pb2.ParquetDataset, input_fields_str=f"x:{declared}"
+    )
+    with pytest.raises(DataError, match=r"column 'x': found .*, as data_config.input_fields"):
         open_reader(config, str(tmp_path))
 
 

@@ -304,7 +304,7 @@ def _plan(
         ) from error
     for part in plan.plan.values():
         for name, choice in part.items():
-            LOGGER.info("table %s: %s, %s", name, choice.sharding_type, choice.compute_kernel)
+            LOGGER.debug("table %s: %s, %s", name, choice.sharding_type, choice.compute_kernel)
     return plan
 
 

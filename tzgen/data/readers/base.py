@@ -19,7 +19,7 @@ from typing import Protocol, Self
 import numpy as np
 import pyarrow as pa
 
-from tzgen.data.readers.types import common_type, conform
+from tzgen.data.readers.types import common_type, conform, plain
 from tzgen.errors import DataError
 from tzgen.protos import data_pb2
 from tzgen.registry import Registry
@@ -253,12 +253,13 @@ def agreed_schema(files: Sequence[FileInfo], schemas: Sequence[pa.Schema]) -> pa
 def with_declared(
     schema: pa.Schema, declared: Mapping[str, pa.DataType | None], path: str
 ) -> pa.Schema:
-    """`schema`, all-null columns typed as data_config.input_fields says; contradictions refused."""
+    """`schema`, with the types that data_config.input_fields says where they hold every value: of
+    all-null columns, and of narrower numbers. Contradictions are refused."""
     fields = []
     for field in schema:
         kind = declared.get(field.name) or field.type
         common = common_type(field.type, kind)
-        if common is None:
+        if common is None or plain(common) != plain(kind):  # narrower than the data: lossy
             raise DataError(
                 file=path,
                 column=field.name,

@@ -100,7 +100,22 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pa.types.is_list(left) and pa.types.is_list(right):
         inner = common_type(left.value_type, right.value_type)
         return None if inner is None else pa.list_(inner)
-    return None
+    if pa.types.is_map(left) and pa.types.is_map(right):
+        key = common_type(left.key_type, right.key_type)
+        item = common_type(left.item_type, right.item_type)
+        return None if key is None or item is None else pa.map_(key, item)
+    return next((wide for wide, kind in ((left, right), (right, left)) if _holds(wide, kind)), None)
+
+
+def _holds(wide: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether `wide` has every number of `kind`; integers and floats are apart."""
+    if pa.types.is_floating(wide) and pa.types.is_floating(kind):
+        return bool(wide.bit_width >= kind.bit_width)
+    if not (pa.types.is_integer(wide) and pa.types.is_integer(kind)):
+        return False
+    if pa.types.is_signed_integer(wide) == pa.types.is_signed_integer(kind):
+        return bool(wide.bit_width >= kind.bit_width)
+    return bool(pa.types.is_signed_integer(wide) and wide.bit_width > kind.bit_width)
 
 
 def conform(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
