@@ -35,6 +35,7 @@ from tzgen.ops.hstu_attention.triton_tiles import (
 )
 
 WIDTH = tl.constexpr(16)
+PARTS = tl.constexpr(4)  # warps
 BINS = 256  # WIDTH * WIDTH
 GROUPS = 64  # programs of one head: a constant, so that sums do not depend on the device
 CONFIG = Config(16, 16, 4, 1)  # larger tiles' one-hot matrices do not fit the registers
@@ -91,7 +92,7 @@ def _sum_by_column(q, k, v, g, sums, order, tiles_per_row, num_rows, slots, rows
     group, chunk = tl.program_id(0), tl.program_id(2)
     head = tl.cast(tl.program_id(1), tl.int64)
     place = group * tl.num_programs(1) + head
-    time_sums = tl.full((WIDTH, WIDTH), 0.0, tl.float32)
+    time_sums = tl.full((PARTS, WIDTH, WIDTH), 0.0, tl.float32)
     own_sum = tl.sum(tl.full((WIDTH,), 0.0, tl.float32), 0)
     for slot in range(group, slots, tl.num_programs(0)):
         tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
@@ -128,7 +129,7 @@ def _sum_by_column(q, k, v, g, sums, order, tiles_per_row, num_rows, slots, rows
     if tables.time is not None:
         digits = tl.arange(0, WIDTH)
         column = chunk * (WIDTH * WIDTH) + digits[:, None] * WIDTH + digits[None, :]
-        tl.store(sums[1] + place * TILE.time_columns + column, time_sums,
+        tl.store(sums[1] + place * TILE.time_columns + column, tl.sum(time_sums, 0),
                  mask=column < TILE.time_columns)  # fmt: skip
     if chunk == 0:
         tl.store(sums[2] + place, own_sum)
@@ -185,7 +186,7 @@ def _add_positions(sums, slope, first, at, history_end, mine, TILE: tl.constexpr
     j = at + tl.arange(0, TILE.block_n)
     column = position_column(i[:, None], j[None, :], history_end, TILE.position_columns)
     lowest = position_column(first + TILE.block_m - 1, at, history_end, TILE.position_columns)
-    hist = _histogram(slope, column - lowest, TILE)
+    hist = tl.sum(_histogram(slope, column - lowest, TILE), 0)
     digits = tl.arange(0, WIDTH)
     bins = digits[:, None] * WIDTH + digits[None, :]
     touched = (bins < TILE.block_m + TILE.block_n) & (lowest + bins < TILE.position_columns)
@@ -199,16 +200,19 @@ def _add_positions(sums, slope, first, at, history_end, mine, TILE: tl.constexpr
 
 @triton.jit
 def _histogram(values, column, TILE: tl.constexpr):
-    """Sums of values [M, N] by column in [0, WIDTH^2), as [WIDTH, WIDTH]; others fall away."""
-    size: tl.constexpr = TILE.block_m * TILE.block_n
+    """Sums of values [M, N] by column in [0, WIDTH^2), as PARTS of [WIDTH, WIDTH].
+
+    Columns outside fall away. In parts, because warps share the products of a batch, but not the
+    summed dimension of one. The ones are exact in tf32; the values are as good as their dtype.
+    """
+    size: tl.constexpr = TILE.block_m * TILE.block_n // PARTS
     digits = tl.arange(0, WIDTH)
-    across = tl.reshape(column, (1, size))
-    down = tl.reshape(column, (size, 1))
-    inside = (across >= 0) & (across < WIDTH * WIDTH)
-    high = inside & (across // WIDTH == digits[:, None])
-    left = tl.where(high, tl.reshape(values, (1, size)), 0.0)
-    right = tl.where(down % WIDTH == digits[None, :], 1.0, 0.0)
-    if TILE.precision == "tf32":
+    across = tl.reshape(column, (PARTS, 1, size))
+    down = tl.reshape(column, (PARTS, size, 1))
+    high = (across >= 0) & (across // WIDTH == digits[None, :, None])
+    left = tl.where(high, tl.reshape(values, (PARTS, 1, size)), 0.0)
+    right = tl.where(down % WIDTH == digits[None, None, :], 1.0, 0.0)
+    if TILE.half:
         return tl.dot(left, right, input_precision="tf32")
     else:
         return tl.dot(left, right, input_precision="tf32x3")

@@ -45,11 +45,12 @@ class Shape:
     width: int  # 64, 128 or 256: the wider of attention_dim and hidden_dim, rounded up
     half: bool  # two-byte floats
     long: bool
+    biased: bool
     capability: int
     precision: str  # of float32 products, as `tl.dot` names it
 
     @staticmethod
-    def of(q: Tensor, v: Tensor, max_len: int) -> Shape:
+    def of(q: Tensor, v: Tensor, max_len: int, biased: bool) -> Shape:
         """float32 products follow torch's own switch for matrix products."""
         widest = max(q.size(2), v.size(2))
         capability = 0
@@ -60,6 +61,7 @@ class Shape:
             width=64 if widest <= 64 else 128 if widest <= 128 else 256,
             half=q.dtype in (torch.float16, torch.bfloat16),
             long=max_len > SHORT,
+            biased=biased,
             capability=capability,
             precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
         )
@@ -71,13 +73,13 @@ TABLE: Mapping[tuple[str, int, bool], tuple[Config, Config]] = MappingProxyType(
     {
         ("forward", 64, True): (Config(128, 64, 4, 3), Config(128, 64, 4, 3)),
         ("forward", 128, True): (Config(128, 64, 8, 3), Config(128, 64, 8, 3)),
-        ("forward", 256, True): (Config(128, 64, 8, 2), Config(64, 32, 8, 2)),
+        ("forward", 256, True): (Config(128, 32, 8, 2), Config(64, 64, 8, 2)),
         ("forward", 64, False): (Config(64, 32, 4, 3), Config(64, 32, 4, 2)),
         ("forward", 128, False): (Config(64, 32, 8, 2), Config(64, 32, 8, 2)),
         ("forward", 256, False): (Config(32, 32, 8, 2), Config(32, 16, 8, 2)),
         ("keys", 64, True): (Config(64, 128, 8, 2), Config(64, 64, 4, 2)),
-        ("keys", 128, True): (Config(64, 128, 8, 2), Config(64, 64, 8, 2)),
-        ("keys", 256, True): (Config(32, 64, 8, 2), Config(32, 64, 8, 1)),
+        ("keys", 128, True): (Config(32, 128, 8, 2), Config(64, 64, 8, 2)),
+        ("keys", 256, True): (Config(32, 32, 8, 2), Config(32, 32, 8, 2)),
         ("keys", 64, False): (Config(32, 64, 8, 2), Config(32, 64, 8, 2)),
         ("keys", 128, False): (Config(32, 32, 8, 2), Config(32, 32, 8, 1)),
         ("keys", 256, False): (Config(16, 32, 8, 1), Config(16, 16, 8, 1)),
@@ -87,6 +89,20 @@ TABLE: Mapping[tuple[str, int, bool], tuple[Config, Config]] = MappingProxyType(
         ("queries", 64, False): (Config(64, 32, 8, 2), Config(64, 32, 8, 2)),
         ("queries", 128, False): (Config(32, 32, 8, 2), Config(32, 32, 8, 1)),
         ("queries", 256, False): (Config(32, 16, 8, 1), Config(16, 16, 8, 1)),
+    }
+)
+# The columns and gathers of the tables cost registers: smaller tiles of two-byte floats.
+BIASED: Mapping[tuple[str, int], Config] = MappingProxyType(
+    {
+        ("forward", 64): Config(64, 64, 8, 2),
+        ("forward", 128): Config(64, 64, 8, 2),
+        ("forward", 256): Config(64, 32, 8, 2),
+        ("keys", 64): Config(32, 64, 8, 2),
+        ("keys", 128): Config(32, 64, 8, 2),
+        ("keys", 256): Config(32, 32, 8, 2),
+        ("queries", 64): Config(64, 64, 8, 2),
+        ("queries", 128): Config(64, 64, 8, 2),
+        ("queries", 256): Config(32, 32, 8, 2),
     }
 )
 INTERPRETED = Config(16, 16, 1, 1)
@@ -104,9 +120,11 @@ def shipped_config(kernel: str, shape: Shape) -> Config:
     """The table's entry; tiles of 128 rows become 64 where all rows of the batch are short."""
     if shape.capability == 0:
         return INTERPRETED
+    if shape.biased and shape.half:
+        return BIASED[kernel, shape.width]
     entry = TABLE[kernel, shape.width, shape.half]
     config = entry[0] if shape.capability >= 90 else entry[1]
-    if kernel != "keys" and not shape.long and config.block_m > 64:
+    if kernel != "keys" and not shape.long and config.block_m > 64 and shape.width < 256:
         return Config(64, config.block_n, 4, config.num_stages)
     return config
 

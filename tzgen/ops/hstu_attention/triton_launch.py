@@ -28,7 +28,8 @@ class Launch:
         self._call, self._tuning = call, tuning
         self._offsets, self._total = offsets, q.size(0)
         self._widths = widths
-        self.shape = Shape.of(q, v, call.max_len)
+        biased = call.position_bias is not None or call.time_bias is not None
+        self.shape = Shape.of(q, v, call.max_len, biased)
         self.rows = Rows(offsets.contiguous(), _flat(call.num_targets), _flat(call.timestamps))
         self.tables = Tables(*_table(call.position_bias), *_table(call.time_bias))
 
@@ -66,6 +67,7 @@ class Launch:
             0 if time is None else time.size(1),
             self._call.time_bias_divisor,
             self.shape.precision,
+            self.shape.half,
             self._tuning.uses_fast_silu(self.shape),
         )
 

@@ -56,6 +56,7 @@ class Tile(NamedTuple):
     time_columns: int
     time_divisor: float
     precision: str
+    half: bool
     fast_silu: bool
 
 
