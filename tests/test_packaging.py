@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+NATIVE = {
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "tzgen" / "ops" / "native").iterdir()
+    if path.suffix in (".cpp", ".h")
+}
 PROTOS = {path.relative_to(ROOT).as_posix() for path in (ROOT / "protos").rglob("*.proto")}
 
 
@@ -47,7 +52,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_carries_the_schema_and_nothing_generated(dist: Path) -> None:
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert names >= PROTOS
+    assert names >= PROTOS and names >= NATIVE
+    assert not [name for name in names if name.endswith((".so", "build.log"))]
     assert not [name for name in names if name.endswith("_pb2.py")]
 
 
@@ -57,6 +63,7 @@ def test_wheel_imports_from_elsewhere(dist: Path, tmp_path: Path) -> None:
         wheel.extractall(tmp_path)
     compiled = {n for n in names if n.endswith("_pb2.py")}
     assert {n.removeprefix("tzgen/").replace("_pb2.py", ".proto") for n in compiled} == PROTOS
+    assert set(names) >= NATIVE and not [n for n in names if n.endswith(".so")]
     assert not [n for n in names if n.startswith(("protos/", "third_party/", "tests/"))]
     code = (
         "import sys; sys.path.insert(0, '.')\n"

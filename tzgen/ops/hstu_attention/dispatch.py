@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which implementation computes an attention: a table from name to module, and what AUTO means.
 
-    AUTO         on CUDA the Triton kernels; on a CPU, and for float64, what PYTORCH means
+    AUTO         on CUDA the Triton kernels; on a CPU, for float64, and where the package triton is
+                 missing, what PYTORCH means
     PYTORCH      on a CPU the native C++ op where its library is built, else pure PyTorch
     TRITON       the Triton kernels, or a refusal
     CPU_NATIVE, CPU_TORCH    one tier of PYTORCH, for tests and measurements
@@ -11,7 +12,9 @@ Every module has `forward(q, k, v, offsets, call)` and `backward(grad, q, k, v, 
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -77,7 +80,14 @@ def chosen_kernel(kernel: str, device: torch.device, dtype: torch.dtype) -> str:
         return "CPU_NATIVE"
     if on_cpu:
         return "CPU_NATIVE" if kernel != "CPU_TORCH" and native_ready(dtype) else "CPU_TORCH"
-    return "TRITON" if kernel == "AUTO" and dtype in TRITON_DTYPES else "CPU_TORCH"
+    triton = kernel == "AUTO" and dtype in TRITON_DTYPES and triton_installed()
+    return "TRITON" if triton else "CPU_TORCH"
+
+
+@functools.cache
+def triton_installed() -> bool:
+    """Whether the package triton is there; it is imported by the kernels alone."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def native_ready(dtype: torch.dtype) -> bool:
