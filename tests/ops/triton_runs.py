@@ -186,7 +186,7 @@ def _one_tile_less(extra_start, extra_stop, extra_full, low, full_low, full_high
 
 MUTANTS = {  # name -> what to put where, in forward and backward alike
     "mask off by one": ("visible", _seen_later),
-    "target without itself": ("_own_key", _no_own_key),
+    "target without itself": ("own_key", _no_own_key),
     "SiLU of half the score": ("silu", _half_silu),
     "last key tile dropped": ("plan", _one_tile_less),
 }

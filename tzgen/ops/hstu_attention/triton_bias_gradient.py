@@ -95,7 +95,7 @@ def _sum_by_column(q, k, v, g, sums, order, tiles_per_row, num_rows, slots, rows
     time_sums = tl.full((PARTS, WIDTH, WIDTH), 0.0, tl.float32)
     own_sum = tl.sum(tl.full((WIDTH,), 0.0, tl.float32), 0)
     for slot in range(group, slots, tl.num_programs(0)):
-        tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
+        _, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
         first = tile * TILE.block_m
         if first < length:
             stop = tl.minimum(first + TILE.block_m, length)

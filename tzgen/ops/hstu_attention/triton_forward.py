@@ -70,7 +70,7 @@ def _attend(q, k, v, out, order, tiles_per_row, num_rows, rows, tables, half_alp
             SPEC: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     slot = tl.program_id(0) // heads
     head = tl.cast(tl.program_id(0) % heads, tl.int64)
-    tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
+    _, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
     first = tile * TILE.block_m
     if first < length:
         stop = tl.minimum(first + TILE.block_m, length)
@@ -80,8 +80,8 @@ def _attend(q, k, v, out, order, tiles_per_row, num_rows, rows, tables, half_alp
         v_base = v.pointer + start * v.token_stride + head * v.head_stride
         acc = tl.full((TILE.block_m, TILE.padded_hidden), 0.0, tl.float32)
         if stop > history_end:
-            acc = _own_key(q_base, k_base, v_base, q.token_stride, k.token_stride, v.token_stride,
-                           first, stop, i, history_end, half_alpha, tables, head, TILE)  # fmt: skip
+            acc = own_key(q_base, k_base, v_base, q.token_stride, k.token_stride, v.token_stride,
+                          first, stop, i, history_end, half_alpha, tables, head, TILE)  # fmt: skip
         q_tile = load_tile(q_base, first, stop, q.token_stride, TILE.block_m,
                            TILE.attention_dim, TILE.padded_attention, True)  # fmt: skip
         q_tile = (q_tile * half_alpha).to(q_tile.dtype)
@@ -99,24 +99,25 @@ def _attend(q, k, v, out, order, tiles_per_row, num_rows, rows, tables, half_alp
         )
         for n in range(whole + main_last - main_first):
             at = full_tile(n, 0, whole, low, main_first, TILE.block_n)
-            acc = _add_keys(acc, q_tile, k_base, v_base, k.token_stride, v.token_stride, at, high,
-                            i, history_end, time_i, query_time, rows, start, tables, head,
-                            SPEC, TILE, False)  # fmt: skip
+            acc = add_keys(acc, q_tile, k_base, v_base, k.token_stride, v.token_stride, at, high,
+                           i, history_end, time_i, query_time, rows.timestamps, start, tables,
+                           head, SPEC, TILE, False)  # fmt: skip
         for n in range(extra_tiles - whole + main_first + tiles - main_last):
             at, end = masked_tile(n, 0, extra_stop, whole, extra_tiles, low, high, main_first,
                                   main_last, TILE.block_n)  # fmt: skip
-            acc = _add_keys(acc, q_tile, k_base, v_base, k.token_stride, v.token_stride, at, end,
-                            i, history_end, time_i, query_time, rows, start, tables, head,
-                            SPEC, TILE, True)  # fmt: skip
+            acc = add_keys(acc, q_tile, k_base, v_base, k.token_stride, v.token_stride, at, end,
+                           i, history_end, time_i, query_time, rows.timestamps, start, tables,
+                           head, SPEC, TILE, True)  # fmt: skip
         out_base = out.pointer + start * out.token_stride + head * out.head_stride
         store_tile(out_base, first, stop, out.token_stride, acc * scale, TILE.block_m,
                    TILE.hidden_dim, TILE.padded_hidden)  # fmt: skip
 
 
 @triton.jit
-def _add_keys(acc, q_tile, k_base, v_base, k_stride, v_stride, first, stop, i, history_end, time_i,
-              query_time, rows, start, tables, head, SPEC: tl.constexpr, TILE: tl.constexpr,
-              MASKED: tl.constexpr):  # fmt: skip
+def add_keys(acc, q_tile, k_base, v_base, k_stride, v_stride, first, stop, i, history_end, time_i,
+             query_time, timestamps, start, tables, head, SPEC: tl.constexpr, TILE: tl.constexpr,
+             MASKED: tl.constexpr):  # fmt: skip
+    """acc + what queries i take from the keys of one tile."""
     k_tile = load_tile(k_base, first, stop, k_stride, TILE.block_n,
                        TILE.attention_dim, TILE.padded_attention, MASKED)  # fmt: skip
     v_tile = load_tile(v_base, first, stop, v_stride, TILE.block_n,
@@ -124,7 +125,16 @@ def _add_keys(acc, q_tile, k_base, v_base, k_stride, v_stride, first, stop, i, h
     j = first + tl.arange(0, TILE.block_n)
     time_j = j
     if (SPEC.timestamp_mask & MASKED) | (tables.time is not None):
-        time_j = load_times(rows.timestamps, start, j, stop)
+        time_j = load_times(timestamps, start, j, stop)
+    return add_tile(acc, q_tile, k_tile, v_tile, i, j, stop, history_end, time_i, query_time,
+                    time_j, tables, head, SPEC, TILE, MASKED)  # fmt: skip
+
+
+@triton.jit
+def add_tile(acc, q_tile, k_tile, v_tile, i, j, stop, history_end, time_i, query_time, time_j,
+             tables, head, SPEC: tl.constexpr, TILE: tl.constexpr,
+             MASKED: tl.constexpr):  # fmt: skip
+    """The same for keys at places j that are loaded already."""
     half = tl.dot(q_tile, tl.trans(k_tile), input_precision=TILE.precision)
     if (tables.position is not None) | (tables.time is not None):
         half += half_bias(i[:, None], j[None, :], history_end, query_time[:, None],
@@ -137,7 +147,7 @@ def _add_keys(acc, q_tile, k_base, v_base, k_stride, v_stride, first, stop, i, h
 
 
 @triton.jit
-def _own_key(q_base, k_base, v_base, q_stride, k_stride, v_stride, first, stop, i, history_end,
+def own_key(q_base, k_base, v_base, q_stride, k_stride, v_stride, first, stop, i, history_end,
              half_alpha, tables, head, TILE: tl.constexpr):  # fmt: skip
     """What targets take from themselves: a row-wise product instead of a diagonal tile.
 

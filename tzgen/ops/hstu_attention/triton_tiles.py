@@ -182,7 +182,7 @@ def half_own_bias(tables, head, TILE: tl.constexpr):
 
 @triton.jit
 def row_of(slot, order, tiles_per_row, num_rows, rows):
-    """Tile of a program: row, tile, first token (int64), length and history end (int32).
+    """Of a program: row, tile, first token (int64), length and history end (int32).
 
     `order` lists them, heaviest first; None means last tiles of all rows first.
     """
@@ -198,7 +198,7 @@ def row_of(slot, order, tiles_per_row, num_rows, rows):
     history_end = length
     if rows.num_targets is not None:
         history_end = length - tl.load(rows.num_targets + row).to(tl.int32)
-    return tile, start, length, history_end
+    return row, tile, start, length, history_end
 
 
 @triton.jit
