@@ -38,6 +38,14 @@ def test_a_path_is_asked_for_only_where_it_is_used() -> None:
         check(config, paths=("model_dir",))
 
 
+def test_the_candidates_of_a_row_are_a_session() -> None:
+    config = parse_pipeline(DLRM_HSTU)
+    task = "model_config.dlrm_hstu.fusion_mtl_tower.task_configs[0]"
+    jrc = f"{task}.losses[0]={{ jrc_loss {{}} }}"
+    apply_overrides(config, [jrc, f"{task}.num_class=2", f"{task}.metrics=[{{ auc {{}} }}]"])
+    assert validate(config) == []
+
+
 @pytest.mark.parametrize("text", [DLRM_HSTU, MMOE], ids=["dlrm_hstu", "mmoe"])
 def test_the_samples_are_right(text: str) -> None:
     assert validate(parse_pipeline(text)) == []
@@ -353,7 +361,8 @@ RANKER = [
         "two classes",
     ),
     (
-        f"{TASK}[0].num_class=3|{TASK}[0].losses[0]={{ softmax_cross_entropy {{}} }}",
+        f"{TASK}[0].num_class=3|{TASK}[0].losses[0]={{ softmax_cross_entropy {{}} }}|"
+        f"{TASK}[0].metrics=[{{ accuracy {{}} }}]",
         f"{TASK}[0].task_bitmask",
         "num_class 1 or 2",
     ),
@@ -451,6 +460,17 @@ POINTWISE = [
         f"{TOWER}[1].num_class=3",
         f"{TOWER}[1].losses[0].binary_cross_entropy",
         "num_class 1",
+    ),
+    (
+        f"{TOWER}[0].metrics=[{{ auc {{}} }}, {{ multiclass_auc {{}} }}]",
+        f"{TOWER}[0].metrics[1].multiclass_auc",
+        "a metric of this output",
+    ),
+    (
+        f"{TOWER}[0].train_metrics=[{{ accuracy {{}} }}]|{TOWER}[0].losses[0]={{ l2_loss {{}} }}"
+        f"|{TOWER}[0].metrics=[{{ mean_squared_error {{}} }}]",
+        f"{TOWER}[0].train_metrics[0].accuracy",
+        "accuracy with l2_loss",
     ),
     (
         "model_config.ple={ task_towers { tower_name: 'a' label_name: 'click' "

@@ -74,6 +74,27 @@ class TaskSpec:
         return kinds.pop() if kinds else "score"
 
 
+def metric_problem(path: str, kind: str | None, task: TaskSpec) -> Problem | None:
+    """Why the metric `kind` at `path` cannot measure what the model's number for the task means."""
+    classes = task.output == "classes" and task.num_class > 2
+    probabilities = task.output in ("binary", "classes")
+    allowed = {
+        "multiclass_auc": task.output == "classes",
+        "accuracy": probabilities,
+        "normalized_entropy": probabilities and not classes,
+    }.get(kind or "", not classes)
+    if kind is not None and allowed:
+        return None
+    losses = ", ".join(str(loss.WhichOneof("loss")) for loss in task.losses)
+    return Problem(
+        path,
+        f"{kind or 'nothing'} with {losses}, num_class {task.num_class}",
+        "a metric of this output",
+        "Use multiclass_auc or accuracy for several classes, probabilities for "
+        "normalized_entropy and accuracy, one number for the others.",
+    )
+
+
 def task_specs(model_config: Message, label_fields: Sequence[str] = ()) -> tuple[TaskSpec, ...]:
     """The tasks of a ModelConfig, in configured order; () for a model without losses, or with those
     of a tokenizer, which have no label.

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from google.protobuf.message import Message
 
+from tzgen.config.features import groups_of
 from tzgen.config.schema import join, suggestion, walk
 from tzgen.config.support import WITHOUT_TASKS
-from tzgen.config.tasks import task_specs
+from tzgen.config.tasks import metric_problem, task_specs
 from tzgen.errors import ConfigError, Problem
 
 # Task message -> its name field.
@@ -34,14 +35,15 @@ def task_problems(config: Message) -> Iterator[Problem]:
             "Add task_configs or task_towers.",
         )
     types = input_types(config.data_config)
+    candidates = any(group.name == "candidate" for group in groups_of(config))
     seen: dict[str, str] = {}
     for position, (path, task) in enumerate(tasks):
         yield from _name(path, task, seen)
         yield from _columns(path, task, config.data_config, position)
         yield from _bitmask(path, task, types)
-        yield from _losses(path, task)
+        yield from _losses(path, task, candidates)
         yield from _weights(path, task)
-    yield from _outputs(config)
+    yield from _outputs(config, [path for path, _ in tasks] or ["model_config"])
 
 
 def input_types(data_config: Message) -> Mapping[str, str]:
@@ -106,7 +108,8 @@ def _bitmask(path: str, task: Message, types: Mapping[str, str]) -> Iterator[Pro
         yield Problem(place, str(task.task_bitmask), "at most 63 bits", "Columns are signed int64.")
 
 
-def _losses(path: str, task: Message) -> Iterator[Problem]:
+def _losses(path: str, task: Message, candidates: bool) -> Iterator[Problem]:
+    """`candidates`: whether a row has several samples, which are a session where none is named."""
     if task.num_class < 1:
         remedy = "1 for binary and regression, the number of classes otherwise."
         yield Problem(join(path, "num_class"), "0", "at least 1", remedy)
@@ -135,8 +138,8 @@ def _losses(path: str, task: Message) -> Iterator[Problem]:
             if task.num_class != 2:
                 found = f"num_class {task.num_class}"
                 yield Problem(f"{place}.{member}", found, "num_class 2", "Set num_class: 2.")
-            if not loss.jrc_loss.session_name:
-                remedy = "Name the feature of the session, normally the user id."
+            if not (loss.jrc_loss.session_name or candidates):
+                remedy = "Rows are single samples: name what they share, normally the user id."
                 yield Problem(f"{place}.{member}.session_name", "nothing", "a feature", remedy)
     for index, metric in enumerate(task.metrics):
         member = metric.WhichOneof("metric")
@@ -148,13 +151,23 @@ def _losses(path: str, task: Message) -> Iterator[Problem]:
             yield Problem(f"{place}.{member}.grouping_key", "nothing", "a feature", remedy)
 
 
-def _outputs(config: Message) -> Iterator[Problem]:
-    """Losses of one task that read its output differently (TaskSpec.output)."""
-    for spec in task_specs(config.model_config, config.data_config.label_fields):
+def _outputs(config: Message, paths: Sequence[str]) -> Iterator[Problem]:
+    """Losses of one task that read its output differently, and metrics that cannot measure it."""
+    for path, spec in zip(
+        paths, task_specs(config.model_config, config.data_config.label_fields), strict=False
+    ):
         try:
             spec.output  # noqa: B018 - a property that checks
         except ConfigError as error:
             yield from error.problems
+            continue
+        for field, metrics in (("metrics", spec.metrics), ("train_metrics", spec.train_metrics)):
+            for index, metric in enumerate(metrics):
+                kind = metric.WhichOneof("metric")
+                place = f"{join(path, field)}[{index}]"
+                problem = metric_problem(f"{place}.{kind}", kind, spec) if kind else None
+                if problem is not None:
+                    yield problem
 
 
 def _weights(path: str, task: Message) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tzgen.config.tasks import TaskSpec
+from tzgen.config.tasks import TaskSpec, metric_problem
 from tzgen.data.batch import Batch
 from tzgen.errors import ConfigError, Problem
 from tzgen.log import LOGGER, warn_once
@@ -251,28 +251,10 @@ def _xauc(options: Any) -> Metric:
 
 
 def _check(kind: str | None, task: TaskSpec, path: str) -> None:
-    """Refuse what has no meaning: each metric says which outputs it can measure."""
-    classes = task.output == "classes" and task.num_class > 2
-    probabilities = task.output in ("binary", "classes")
-    allowed = {
-        "multiclass_auc": task.output == "classes",
-        "accuracy": probabilities,
-        "normalized_entropy": probabilities and not classes,
-    }.get(kind or "", not classes)
-    if kind is None or not allowed:
-        losses = ", ".join(str(loss.WhichOneof("loss")) for loss in task.losses)
-        shown = kind or "nothing"
-        raise ConfigError(
-            [
-                Problem(
-                    path,
-                    f"{shown} with {losses}, num_class {task.num_class}",
-                    "a metric of this output",
-                    "Use multiclass_auc or accuracy for several classes, probabilities for "
-                    "normalized_entropy and accuracy, one number for the others.",
-                )
-            ]
-        )
+    """Refuse what has no meaning; validation has, where the config came through it."""
+    problem = metric_problem(path, kind, task)
+    if problem is not None:
+        raise ConfigError([problem])
 
 
 def _build(
