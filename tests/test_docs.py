@@ -49,7 +49,7 @@ PAGES = sorted(
         *(page for page in (ROOT / "docs").rglob("*.md") if page != REFERENCE),
     ]
 )
-VERBS = ("check", "train_eval", "eval", "export", "predict")
+VERBS = ("check", "train_eval", "eval", "export", "predict", "sid")
 FOLDERS = ("tzgen/", "docs/", "tools/", "examples/", "tests/", "protos/", "requirements/", ".ci/")
 
 
@@ -180,7 +180,7 @@ def check_python(words: list[str], parse_only: Any) -> None:
         verb = words[2].removeprefix("tzgen.")
         assert verb in VERBS, f"no verb {verb!r}"
         args = parse_only(module_of(verb), words[3:])
-        if str(args.pipeline_config or "").startswith("examples/"):
+        if str(vars(args).get("pipeline_config") or "").startswith("examples/"):
             args.pipeline_config = str(ROOT / args.pipeline_config)
             problems = build.validate(flags.load_from_flags(args))
             assert not problems, [str(problem) for problem in problems]

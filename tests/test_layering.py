@@ -193,7 +193,7 @@ def test_light_layers_do_not_load_torch(layer: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("verb", ["train_eval", "eval", "export", "predict", "check"])
+@pytest.mark.parametrize("verb", ["train_eval", "eval", "export", "predict", "check", "sid"])
 def test_help_is_quick(verb: str) -> None:
     """Under half a second of processor time: nothing heavy is imported before flags are read."""
     before = os.times()
