@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ STATEFUL = (
     "train_config.dense_optimizer.ema.decay=0.9",
     "train_config.sparse_optimizer.adagrad_optimizer={ lr: 0.1 }",
     "train_config.grad_clipping.clipping_type=norm",
+    "model_config.dlrm_hstu.fusion_mtl_tower.task_configs[0].train_metrics="
+    "[{ auc {} decay_rate: 0.9 decay_step: 2 }]",
     "model_config.dlrm_hstu.hstu.input_dropout_ratio=0.2",
     "model_config.dlrm_hstu.hstu.stu.output_dropout_ratio=0.1",
     "train_config.save_checkpoints_steps=3",
@@ -63,10 +66,17 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def train_metrics(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The faded metrics of each logged training step."""
+    lines = [line for line in log if line["kind"] == "train"]
+    return [{k: v for k, v in line.items() if k.startswith("auc")} for line in lines]
+
+
 def assert_same_run(mine: Path, theirs: Path, last: int = 16) -> None:
     """All losses, all metrics, all weights and all optimizer state are equal, not close."""
     one, other = read_log(mine / LOG_NAME), read_log(theirs / LOG_NAME)
     assert losses(one) == losses(other) and len(losses(one)) == last
+    assert train_metrics(one) == train_metrics(other) and any(train_metrics(one))
     assert [e for e in one if e["kind"] == "eval"] == [e for e in other if e["kind"] == "eval"]
     for part in ("model", "optimizer"):
         values, expected = weights(mine, last, part), weights(theirs, last, part)

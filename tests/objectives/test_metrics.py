@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -339,6 +341,49 @@ def test_training_metrics_are_those_of_all_ranks() -> None:
         outputs = outputs_of({"click": torch.tensor(errors)})
         metrics.update(outputs, batch, lambda mine: torch.stack(sums).sum(0))
     assert [m.compute() for m in ranks] == [{"mean_absolute_error_click": 3.0}] * 2
+
+
+def same(one: dict[str, float], other: dict[str, float]) -> bool:
+    return repr(one) == repr(other)  # NaN included
+
+
+@pytest.mark.parametrize("stop", range(6))
+def test_training_metrics_go_on_from_their_state(stop: int) -> None:
+    """As JSON, as in a checkpoint; what was pending is on one rank, so that it counts once."""
+    tasks = [train_task("auc { thresholds: 50 }", 0.9, 2), train_task("accuracy {}", 0.7, 3)]
+    tasks = [replace(task, name=f"t{i}") for i, task in enumerate(tasks)]
+    logits, label = draw(7 * 30)
+    parts = zip(logits.split(30), label.split(30), strict=True)
+    pieces = [(outputs_of({"t0": x, "t1": x}), rows_batch({"y": y})) for x, y in parts]
+    whole, first = TrainMetrics(tasks), TrainMetrics(tasks)
+    for outputs, batch in pieces:
+        whole.update(outputs, batch)
+    for outputs, batch in pieces[:stop]:
+        first.update(outputs, batch)
+    entry = json.loads(json.dumps(first.state()))
+    resumed = TrainMetrics(tasks)
+    resumed.load(entry)
+    assert same(resumed.compute(), first.compute())
+    for outputs, batch in pieces[stop:]:
+        resumed.update(outputs, batch)
+    assert same(resumed.compute(), whole.compute())
+    ranks = [TrainMetrics(tasks) for _ in range(2)]
+    for rank, metrics in enumerate(ranks):
+        metrics.load(entry, rank=rank)
+    total = [torch.tensor(sums, dtype=torch.float64) for sums in entry["pending"].values()]
+    held = [[m.metric.sums for m in metrics._measured] for metrics in ranks]
+    for sums, one, other in zip(total, *held, strict=True):
+        assert torch.equal(one + other, sums)
+
+
+def test_training_metrics_that_changed_start_anew() -> None:
+    before = TrainMetrics([train_task("auc { thresholds: 50 }", step=1)])
+    before.update(*batches(*draw(40), [40])[0])
+    after = TrainMetrics([train_task("auc { thresholds: 60 }", step=1)])
+    after.load(before.state())
+    assert after.compute() == {}
+    after.update(*batches(*draw(40), [40])[0])
+    TrainMetrics([train_task("xauc {}", step=1)]).load(before.state())
 
 
 @pytest.mark.parametrize("metric", ["recall_at_k { top_k: 1 }", "xauc {}", "accuracy {}", "auc {}"])

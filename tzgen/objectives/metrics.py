@@ -8,7 +8,7 @@ one unnamed task. An undefined value is NaN and said in one warning that names m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,34 @@ class TrainMetrics:
         """Metric -> faded value; a metric whose first decay_step is still to come is absent."""
         return dict(self._values)
 
+    def state(self, all_reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
+        """Where they stand, as plain numbers; all ranks must call."""
+        pending = {}
+        for measured in self._measured:
+            sums = _sums(measured).sums
+            pending[measured.key] = (sums if all_reduce is None else all_reduce(sums)).tolist()
+        values = {k: None if math.isnan(v) else v for k, v in self._values.items()}
+        past = {key: sums.tolist() for key, sums in self._past.items()}
+        return {"updates": self._steps, "values": values, "past": past, "pending": pending}
+
+    def load(self, entry: Mapping[str, Any], *, rank: int = 0) -> None:
+        """Go on from a `state`, whatever the number of ranks; metrics that it lacks start anew.
+
+        What all ranks had summed up since the last decay_step is rank 0's.
+        """
+        self._steps = entry["updates"]
+        for measured in self._measured:
+            key, metric = measured.key, _sums(measured)
+            pending = torch.tensor(entry["pending"].get(key, ()), dtype=torch.float64)
+            if pending.size() != metric.sums.size():
+                continue  # another number of thresholds
+            metric.sums = pending if rank == 0 else torch.zeros_like(pending)
+            if key in entry["values"]:
+                value = entry["values"][key]
+                self._values[key] = math.nan if value is None else value
+            if key in entry["past"]:
+                self._past[key] = torch.tensor(entry["past"][key], dtype=torch.float64)
+
     def _fade(
         self, due: Sequence[_Measured], all_reduce: Callable[[Tensor], Tensor] | None
     ) -> None:
@@ -170,7 +198,7 @@ class TrainMetrics:
             key, rate = measured.key, self._decay[measured.key][0]
             if isinstance(metric, kinds.BinnedAUC):
                 past = self._past.get(key)
-                sums = sums if past is None else rate * past + (1 - rate) * sums
+                sums = sums if past is None else rate * past.to(sums) + (1 - rate) * sums
                 self._past[key] = sums
                 self._values[key] = metric.value(sums.cpu().numpy())
             else:

@@ -108,7 +108,10 @@ class RunState:
             env=self._env,
             model=model_state(self.module),
             optimizer=self._optimizer_state(),
-            trainer=progress.as_json(),
+            trainer={
+                **progress.as_json(),
+                "train_metrics": self.train_metrics.state(self._env.sum),
+            },
             config_text=configs.dump(config),
             manifest={
                 **provenance(config, self._loader.fingerprint),
@@ -148,6 +151,8 @@ class RunState:
         checkpoint.verify(found)
         require_compatible(configs.load_pipeline(found.config_path), config, found.path.name)
         progress.load(found.trainer)
+        if "train_metrics" in found.trainer:  # older checkpoints have none
+            self.train_metrics.load(found.trainer["train_metrics"], rank=self._env.rank)
         if progress.position.fingerprint != self._loader.fingerprint:
             raise UserError(
                 f"{found.path} was trained on other data than train_input_path has now "
