@@ -156,6 +156,10 @@ MUTANTS: dict[str, Callable[..., Tensor]] = {
     "one target fewer": lambda call, *a, **o: call(
         *a, **{**o, "num_targets": (o["num_targets"] - 1).clamp(min=0)}
     ),
+    "dropped last block of keys": lambda call, q, k, v, offsets, **o: call(
+        q, k, v * (torch.arange(len(v)) - offsets[1]).abs().gt(8)[:, None, None], offsets, **o
+    ),
+    "silu of half the score": lambda call, *a, **o: call(*a, **{**o, "alpha": o["alpha"] / 2}) * 2,
     "dropped self-term": lambda call, q, k, v, *a, **o: (
         call(q, k, v, *a, **o)
         - F.silu(o["alpha"] * (q * k).sum(-1, keepdim=True)) * v / o["divisor"]
