@@ -8,6 +8,7 @@
 #include <ATen/ops/empty.h>
 
 #include "hstu_task.h"
+#include "in_place.h"
 
 namespace tzgen {
 namespace {
@@ -32,72 +33,6 @@ struct Row {
   int64_t length() const { return cached + count; }
 };
 
-// C (+)= A B: A(i, p) = a[p * lda + i], rows of B `ldb` apart, `last` columns in its last vector.
-template <class T, int M, int V, bool whole>
-static inline void gather_tile(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb,
-                               T* c, int64_t ldc, int64_t last) {
-  typename Vec<T>::type sum[M][V];
-#pragma GCC unroll 8
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) sum[i][v] = load<T>(c + i * ldc + v * LANES<T>);
-  for (int64_t p = 0; p < depth; p++) {
-    typename Vec<T>::type right[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) {
-      const T* from = b + p * ldb + v * LANES<T>;
-      if (whole || v < V - 1) {
-        right[v] = load<T>(from);
-      } else {
-        right[v] = splat<T>(0);
-        std::memcpy(&right[v], from, size_t(last) * sizeof(T));
-      }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < M; i++) {
-      const T left = a[p * lda + i];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) sum[i][v] += left * right[v];
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) store<T>(c + i * ldc + v * LANES<T>, sum[i][v]);
-}
-
-template <class T, int M>
-static inline void gather_columns(int64_t columns, int64_t depth, const T* a, int64_t lda,
-                                  const T* b, int64_t ldb, T* c, int64_t ldc) {
-  const int64_t last = columns > LANES<T> ? columns - LANES<T> : columns;
-  if (columns > LANES<T>)
-    last == LANES<T> ? gather_tile<T, M, 2, true>(depth, a, lda, b, ldb, c, ldc, last)
-                     : gather_tile<T, M, 2, false>(depth, a, lda, b, ldb, c, ldc, last);
-  else
-    last == LANES<T> ? gather_tile<T, M, 1, true>(depth, a, lda, b, ldb, c, ldc, last)
-                     : gather_tile<T, M, 1, false>(depth, a, lda, b, ldb, c, ldc, last);
-}
-
-// At most ROWS rows and `columns` <= PANEL columns of C.
-template <class T>
-static inline void gather(int rows, int64_t columns, int64_t depth, const T* a, int64_t lda,
-                          const T* b, int64_t ldb, T* c, int64_t ldc) {
-  switch (rows) {
-    case 1: return gather_columns<T, 1>(columns, depth, a, lda, b, ldb, c, ldc);
-    case 2: return gather_columns<T, 2>(columns, depth, a, lda, b, ldb, c, ldc);
-    case 3: return gather_columns<T, 3>(columns, depth, a, lda, b, ldb, c, ldc);
-    case 4: return gather_columns<T, 4>(columns, depth, a, lda, b, ldb, c, ldc);
-#if defined(__AVX__)
-    case 5: return gather_columns<T, 5>(columns, depth, a, lda, b, ldb, c, ldc);
-    case 6: return gather_columns<T, 6>(columns, depth, a, lda, b, ldb, c, ldc);
-#endif
-#if defined(__AVX512F__)
-    case 7: return gather_columns<T, 7>(columns, depth, a, lda, b, ldb, c, ldc);
-    case 8: return gather_columns<T, 8>(columns, depth, a, lda, b, ldb, c, ldc);
-#endif
-  }
-}
-
 template <class T>
 struct Scratch {
   Buffer<T> queries, scores, sums;
@@ -118,7 +53,7 @@ struct Forward {
     const Row<T>& row = rows[task.row];
     const int64_t some = task.last - task.first, panels = up(some, PANEL<T>) / PANEL<T>;
     T* queries = scratch.queries.take(panels * d * PANEL<T>);
-    T* scores = scratch.scores.take(TILE * PANEL<T>);
+    T* scores = scratch.scores.take((TILE + 1) * PANEL<T>);  // SiLU runs to a whole vector
     T* sums = scratch.sums.take(panels * PANEL<T> * wide);
     std::fill(queries, queries + panels * d * PANEL<T>, T(0));
     std::fill(sums, sums + panels * PANEL<T> * wide, T(0));
@@ -155,7 +90,7 @@ struct Forward {
                int64_t low, int64_t high, const Seen* seen, const T* queries, T* scores,
                T* sums) const {
     const int64_t first = panel * PANEL<T>, count = std::min(PANEL<T> + 0L, some - first);
-    const int64_t width = count > LANES<T> ? PANEL<T> : LANES<T>;
+    const int64_t width = up(count, HALF<T>);
     Stretch hull = {high, low};
     for (int64_t i = 0; i < count; i++) {
       const Stretch one = hull_in(seen[first + i], low, high);
@@ -166,10 +101,10 @@ struct Forward {
     const T* keys = run.k + (hull.first - run.first) * run.k_token + task.head * run.k_head;
     const T* values = run.v + (hull.first - run.first) * run.v_token + task.head * run.v_head;
     const int64_t depth = hull.last - hull.first;
-    for (int64_t j = 0; j < depth; j += ROWS)
-      multiply<T, false>(int(std::min<int64_t>(ROWS, depth - j)), count, d,
-                         keys + j * run.k_token, run.k_token, queries + first * d,
-                         scores + j * width, width, false);
+    if (panel == 0) fetch(values, depth, run.v_token, h);  // they come while scores are computed
+    score<T>(depth, width, d, keys, run.k_token, queries + first * d, scores);
+    if (panel == 0)  // the next tile's keys come while values are summed
+      fetch(keys + depth * run.k_token, std::min(TILE, run.last - hull.last), run.k_token, d);
     if (bias.position != nullptr || bias.time != nullptr)
       add_bias(task, row, first, count, hull, width, scores);
     silu_inplace<T>(scores, depth * width);
@@ -181,6 +116,13 @@ struct Forward {
       for (int64_t c = 0; c < h; c += PANEL<T>)
         gather<T>(int(std::min<int64_t>(ROWS, count - i)), std::min(h - c, PANEL<T> + 0L), depth,
                   scores + i, width, values + c, run.v_token, sums + (first + i) * wide + c, wide);
+  }
+
+  // Asks for lines that are needed soon; nothing happens where they are near already.
+  static void fetch(const T* x, int64_t tokens, int64_t stride, int64_t width) {
+    constexpr int64_t LINE = 64 / sizeof(T);
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t c = 0; c < width; c += LINE) __builtin_prefetch(x + t * stride + c, 0, 2);
   }
 
   // Zeroes x[(j - hull.first) * width] for keys j that the query does not see.
