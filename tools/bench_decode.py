@@ -16,7 +16,8 @@ run in turn, a pair being two neighbouring runs; ratios are medians over pairs w
 
 With a decoder: two layers, width 128, cross-attention to 60 encoded tokens shared by the beams of a
 row, random weights; encoding the history is not timed. Growth: seconds and bytes of Trie.from_codes
-from 10^4 items up. Codes are random and skewed: within every prefix some codes are far likelier.
+from 10^4 items up, random codes of four levels of 256. The catalogue that is searched has residual
+k-means codes of random clustered vectors and a suffix that resolves collisions.
 Nothing else should run on the machine; set OMP_WAIT_POLICY=PASSIVE.
 """
 
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("--items", type=int, default=100_000, help="items of the catalogue")
-    flags.add_argument("--sizes", default="256,256,256,16", help="codes of every level")
+    flags.add_argument("--sizes", default="256,256,256", help="codes of every level but the suffix")
     flags.add_argument("--batch_size", type=int, default=64)
     flags.add_argument("--beams", type=int, default=50)
     flags.add_argument("--pairs", type=int, default=15, help="interleaved runs of each way")
@@ -64,14 +65,35 @@ def draw_codes(items: int, sizes: Sequence[int], seed: int) -> Tensor:
         skewed = (torch.rand(items, generator=generator).square() * size).to(torch.int64)
         columns.append((skewed + prefix * 7919) % size)
         prefix = prefix * 31 + columns[-1] + 1
-    codes = torch.stack(columns, 1)
-    key = torch.zeros(items, dtype=torch.int64)
-    for column, size in zip(columns, sizes, strict=True):
-        key = key * size + column
-    order = torch.sort(key, stable=True)
-    first = torch.ones(items, dtype=torch.bool)
-    first[1:] = order.values[1:] != order.values[:-1]
-    return codes[order.indices[first]]
+    return torch.unique(torch.stack(columns, 1), dim=0)
+
+
+def quantise(items: int, sizes: Sequence[int]) -> Tensor:
+    """Residual k-means codes of random clustered vectors, and a suffix that resolves collisions.
+
+    sizes: codes of every level but the last, which is as large as the worst collision needs.
+    """
+    share = torch.arange(1.0, 4001.0) ** -0.8
+    centres = torch.randn(len(share), 32)
+    x = centres[torch.multinomial(share, items, replacement=True)] + 0.5 * torch.randn(items, 32)
+
+    def nearest(points: Tensor, words: Tensor) -> Tensor:
+        near = [words.square().sum(1) - 2 * part @ words.T for part in points.split(20_000)]
+        return torch.cat([part.argmin(1) for part in near])
+
+    columns = []
+    for size in sizes:
+        some = x[torch.randperm(items)[:20_000]]
+        words = some[torch.randint(0, len(some), (size,))]
+        for _ in range(8):
+            found = nearest(some, words)
+            total = torch.zeros_like(words).index_add_(0, found, some)
+            words = total / torch.bincount(found, minlength=size).clamp_min(1).unsqueeze(1)
+        columns.append(nearest(x, words))
+        x = x - words[columns[-1]]
+    shared = Trie.from_codes(torch.stack(columns, 1), sizes, shared_leaves=True)
+    leaf = torch.searchsorted(shared.leaf_ptr[:-1], shared.places, right=True) - 1
+    return torch.stack([*columns, shared.places - shared.leaf_ptr[leaf]], 1)
 
 
 def clock(device: str, threads: int) -> Callable[[], float]:
@@ -260,11 +282,11 @@ def measure(
     return seconds
 
 
-def growth(args: argparse.Namespace, sizes: Sequence[int]) -> list[dict[str, float]]:
-    """Build tries of growing catalogues: four levels of 256 where --sizes has too few codes."""
+def growth(args: argparse.Namespace) -> list[dict[str, float]]:
+    """Build tries of growing catalogues: four levels of 256 codes."""
     rows = []
     for items in [int(float(word)) for word in args.growth.split(",") if word]:
-        wide = sizes if math.prod(sizes) >= 8 * items else [256, 256, 256, 256]
+        wide = [256, 256, 256, 256]
         codes = draw_codes(items, wide, seed=1)
         spent = []
         for _ in range(3 if items > 10**6 else 7):
@@ -348,8 +370,8 @@ def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()
     sizes = [int(word) for word in args.sizes.split(",")]
-    codes = draw_codes(args.items, sizes, seed=0)
-    trie = Trie.from_codes(codes, sizes).to(args.device)
+    codes = quantise(args.items, sizes)
+    trie = Trie.from_codes(codes, [*sizes, int(codes[:, -1].max()) + 1]).to(args.device)
     forms = ", ".join(
         f"{level.size} codes, {level.num_nodes:,} nodes, at most {level.branching} children, "
         f"{'CSR' if level.bias is None else 'dense'}"
@@ -361,7 +383,7 @@ def main() -> None:
     with torch.no_grad():
         alone = measure(search_alone(args, codes, trie), args.pairs, now)
         decoded = measure(with_decoder(args, trie), args.pairs, now)
-    grown = growth(args, sizes)
+    grown = growth(args)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = len(grown) > 1 and plot(grown, folder / "growth.png")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tzgen.decoding.expand import Candidates, FreeSpace, TrieSpace, tail, windows
+from tzgen.decoding.expand import Candidates, FreeSpace, TrieSpace, windows
 from tzgen.decoding.seen import Dead
 from tzgen.decoding.trie import Trie
 
@@ -72,8 +72,6 @@ def test_without_a_trie_everything_is_legal() -> None:
     assert FreeSpace((1 << 40, 1 << 40)).limit(1, 50) == 50
 
 
-def test_windows_and_tails() -> None:
+def test_windows() -> None:
     array = torch.arange(10)
     assert windows(array, 3, torch.tensor([[0, 7]])).tolist() == [[[0, 1, 2], [7, 8, 9]]]
-    steps = tail(3, torch.tensor([0, 2, 3]))
-    assert (steps == 0).tolist() == [[False] * 3, [True, True, False], [True] * 3]

@@ -112,7 +112,8 @@ def test_dense_where_many_codes_follow_and_memory_allows() -> None:
 def test_bytes_are_those_of_the_tables() -> None:
     trie = Trie.from_codes(torch.tensor([[0, 1], [1, 1]]), (2, 2), dense_bytes=0)
     tokens, indptr = 4 * (2 + 2) + 4 * (2 + 1), 8 * 3 + 8 * 4
-    assert trie.num_bytes() == tokens + indptr + 8 * 4 + 8 * 2 + 8 * 2
+    tails = 4 * (2 * 2) + 4 * (2 * 1)
+    assert trie.num_bytes() == tokens + indptr + tails + 8 * 4 + 8 * 2 + 8 * 2
 
 
 @pytest.mark.parametrize(

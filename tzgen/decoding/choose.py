@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-BLOCK_BITS = 5
-BLOCK = 1 << BLOCK_BITS  # the shortest run whose maximum is cheap on a CPU
+BLOCKS = (32, 8)  # 32: the shortest whose maxima are cheap on a CPU; then blocks of 8 inside
 INFINITY = 0x7FF0_0000_0000_0000  # the float64's bits
 
 
@@ -26,30 +26,39 @@ def top_slots(keys: Tensor, k: int) -> Tensor:
     if k >= n:
         slots = torch.arange(n, device=keys.device).expand(keys.size(0), n)
         return torch.where(keys > -torch.inf, slots, n).sort(-1).values
-    if n <= 2 * BLOCK * k:
-        slots, dead = exact_top(keys, k)
-        return slots.masked_fill_(dead, n).sort(-1).values
-    short = -n % BLOCK
-    whole = torch.nn.functional.pad(keys, (0, short), value=-torch.inf) if short else keys
-    blocks = whole.view(keys.size(0), -1, BLOCK)
-    best = exact_top(blocks.amax(-1), k)[0].sort(-1).values
+    slots = torch.arange(n, device=keys.device)
+    for block in BLOCKS:
+        if keys.size(1) > 2 * k * block:
+            keys, slots = best_blocks(keys, slots, k, block)
+    best = ranks(keys, slots).topk(k, largest=False, sorted=False)
+    found = slots.expand(keys.shape).gather(1, best.indices)
+    return found.masked_fill_(best.values >= INFINITY, n).sort(-1).values
+
+
+def best_blocks(keys: Tensor, slots: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    """Keys [B, k * block] of the k blocks with the largest maxima, and their slots.
+
+    slots: int64 [n] or [B, n], consecutive within a block.
+    """
+    short = -keys.size(1) % block
+    if short:
+        keys, slots = pad(keys, (0, short), value=-torch.inf), pad(slots, (0, short))
+    blocks = keys.view(keys.size(0), -1, block)
+    best = ranks(blocks.amax(-1), slots[..., ::block]).topk(k, largest=False, sorted=False).indices
     first = torch.arange(keys.size(0), device=keys.device).unsqueeze(1) * blocks.size(1)
-    inside = blocks.view(-1, BLOCK).index_select(0, (best + first).flatten())
-    picked, dead = exact_top(inside.view(keys.size(0), -1), k)
-    slots = (best.gather(1, picked >> BLOCK_BITS) << BLOCK_BITS) + (picked & (BLOCK - 1))
-    return slots.masked_fill_(dead, n).sort(-1).values
+    inside = blocks.view(-1, block).index_select(0, (best + first).flatten())
+    starts = slots[..., ::block].expand(blocks.shape[:2]).gather(1, best)
+    within = starts.unsqueeze(2) + torch.arange(block, device=keys.device)
+    return inside.view(keys.size(0), -1), within.view(keys.size(0), -1)
 
 
-def exact_top(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The same in one pass over [B, n], n < 2^29: slots in no order, and where the key is -inf.
+def ranks(keys: Tensor, slots: Tensor) -> Tensor:
+    """int64 [B, n], smallest for the largest key and among equals for the lowest slot < 2^29.
 
     A float32 as a float64 leaves 29 bits free, where the slot goes; bit patterns of numbers >= 0
     are ordered as the numbers are.
     """
-    rank = (0.0 - keys).to(torch.float64).view(torch.int64)  # not -keys: -0.0 equals 0.0
-    rank += torch.arange(keys.size(1), device=keys.device)
-    best = rank.topk(k, largest=False, sorted=False)
-    return best.indices, best.values >= INFINITY
+    return (0.0 - keys).to(torch.float64).view(torch.int64).add_(slots)  # not -keys: -0.0 is 0.0
 
 
 def log_sum_exp(x: Tensor) -> Tensor:

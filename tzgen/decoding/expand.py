@@ -95,10 +95,12 @@ class TrieSpace:
                 rows = nodes + (self.choice * (level.num_parents + 1)).unsqueeze(1)
             values = bias.index_select(0, rows.flatten()).view(logits.shape)
             return Candidates(values.add_(logits), nodes, None, None)
-        starts = level.indptr[nodes]
-        counts = level.indptr[nodes + 1] - starts
+        starts = pick(level.indptr, nodes)
+        counts = pick(level.indptr, nodes + 1) - starts
         tokens = windows(level.tokens, level.branching, starts).to(torch.int64)
-        values = logits.gather(2, tokens).add_(tail(level.branching, counts))
+        values = logits.gather(2, tokens).add_(
+            windows(level.tail, level.branching, level.branching - counts)
+        )
         if alive is not None and self.choice is not None:
             first = starts + (self.choice * alive.size(1)).unsqueeze(1)
             values.add_(windows(alive.view(-1), level.branching, first))
@@ -174,14 +176,12 @@ class FreeSpace:
         return torch.zeros_like(beam), beam
 
 
+def pick(array: Tensor, places: Tensor) -> Tensor:
+    """array[places], by the op that is quickest for it."""
+    return array.index_select(0, places.flatten()).view(places.shape)
+
+
 def windows(array: Tensor, width: int, starts: Tensor) -> Tensor:
     """array[start : start + width] of every start: [...] -> [..., width]."""
     rows = array.unfold(0, width, 1).index_select(0, starts.flatten())
     return rows.view(*starts.shape, width)
-
-
-def tail(width: int, counts: Tensor) -> Tensor:
-    """float32 [..., width]: 0 in the first `count` places, -inf after them."""
-    steps = torch.zeros(2 * width, device=counts.device)
-    steps[width:] = -torch.inf
-    return windows(steps, width, width - counts)

@@ -19,7 +19,7 @@ levels have vocabularies of their own, offsets are int64 and next states follow 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch import Tensor
 from tzgen.decoding.order import sort_codes
 
 DENSE_BYTES = 1 << 27
-DENSE_SHARE = 4  # dense pays from about V / 4 children: measured with tools/bench_decode.py
+DENSE_SHARE = 2  # dense pays from about V / 2 children: measured with tools/bench_decode.py
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Level:
     branching: int  # C_l
     tokens: Tensor  # int32 (int64 where V_l >= 2^31) [n_l + C_l]
     indptr: Tensor  # int64 [n_{l-1} + 2]
+    tail: Tensor  # float32 [2 * C_l]: C_l times 0, then -inf; a window of it masks what is no child
     bias: Tensor | None  # float32 [n_{l-1} + 1, V_l], 0 where the code is legal, else -inf
     ranks: Tensor | None  # [n_{l-1} + 1, V_l] beside `bias`: which child of its parent a code is
 
@@ -52,7 +53,9 @@ class Level:
     def legal_child(self, node: Tensor, token: Tensor) -> Tensor:
         """`child` at a dense level, where the token is known to be legal."""
         assert self.ranks is not None, "only a dense level has ranks"
-        return self.ranks.view(-1)[node * self.size + token] + self.indptr[node]
+        entry = (node * self.size + token).flatten()
+        first = self.indptr.index_select(0, node.flatten())
+        return (first + self.ranks.view(-1).index_select(0, entry)).view(node.shape)
 
     def child(self, node: Tensor, token: Tensor) -> Tensor:
         """The node reached from `node` by `token`, n_l where there is none; int64, same shape."""
@@ -160,16 +163,13 @@ class Trie:
         """The same trie on another device."""
 
         def moved(level: Level) -> Level:
-            bias, ranks = level.bias, level.ranks
-            return Level(
-                level.size,
-                level.num_parents,
-                level.num_nodes,
-                level.branching,
-                level.tokens.to(device),
-                level.indptr.to(device),
-                None if bias is None else bias.to(device),
-                None if ranks is None else ranks.to(device),
+            return replace(
+                level,
+                tokens=level.tokens.to(device),
+                indptr=level.indptr.to(device),
+                tail=level.tail.to(device),
+                bias=None if level.bias is None else level.bias.to(device),
+                ranks=None if level.ranks is None else level.ranks.to(device),
             )
 
         levels = tuple(moved(level) for level in self.levels)
@@ -198,7 +198,7 @@ class Trie:
         """Memory of all tables, the derived ones included."""
         tensors = [self.leaf_ptr, self.items, self.places]
         for level in self.levels:
-            tensors += [level.tokens, level.indptr]
+            tensors += [level.tokens, level.indptr, level.tail]
             tensors += [part for part in (level.bias, level.ranks) if part is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -215,9 +215,11 @@ def make_level(size: int, tokens: Tensor, indptr: Tensor, dense_bytes: int) -> L
         branching,
         torch.cat([tokens, room]),
         padded(indptr),
+        torch.zeros(2 * branching, device=tokens.device),
         None,
         None,
     )
+    level.tail[branching:] = -torch.inf
     whole = torch.uint8 if branching <= 256 else torch.int32
     entries = (num_parents + 1) * size
     if branching * DENSE_SHARE < size or entries * (4 + whole.itemsize) > dense_bytes:
@@ -228,8 +230,7 @@ def make_level(size: int, tokens: Tensor, indptr: Tensor, dense_bytes: int) -> L
     bias[keys] = 0
     ranks = torch.zeros(entries, dtype=whole, device=tokens.device)
     ranks[keys] = (torch.arange(num_nodes, device=tokens.device) - indptr[parents]).to(whole)
-    tables = (bias.view(-1, size), ranks.view(-1, size))
-    return Level(size, num_parents, num_nodes, branching, level.tokens, level.indptr, *tables)
+    return replace(level, bias=bias.view(-1, size), ranks=ranks.view(-1, size))
 
 
 def closed(starts: Tensor, total: int) -> Tensor:
