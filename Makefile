@@ -48,6 +48,11 @@ lint: setup
 bench: setup
 	$(PY) tools/bench_data.py
 	$(PY) tools/bench_train.py
+	$(PY) tools/bench_ops.py
+	$(PY) tools/bench_attention_cpu.py
+	$(PY) tools/bench_stu.py
+	$(PY) tools/bench_cached.py
+	$(PY) tools/bench_decode.py
 
 docs: setup
 	$(PY) tools/gen_config_reference.py
