@@ -226,7 +226,7 @@ def parts_of(
         f"the other {len(steps) - 2} steps": sum(steps[1:-1]),
         "evaluation": evaluating - nested,
         "checkpoints": saving,
-        "curves.svg": sum(spans(times[kind + "plot"])),
+        "curves.png": sum(spans(times[kind + "plot"])),
         "loader process, process exit": began + total - times[kind + "done"][0],
     }
     parts["everything else"] = total - sum(parts.values())

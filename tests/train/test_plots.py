@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""curves.svg from a log: well-formed, every point in its place, no plotting library."""
+"""curves.png from a log: every line in its place and colour, no plotting library."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from tzgen.train import plots
 from tzgen.train.reporting import LOG_NAME
@@ -25,20 +25,26 @@ def write_log(folder: Path) -> Path:
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
     path = plots.plot_training(write_log(tmp_path))
-    assert path == tmp_path / "curves.svg"
-    svg = ElementTree.parse(path).getroot()
-    name = "{http://www.w3.org/2000/svg}"
-    lines = [line.get("points", "").split() for line in svg.iter(f"{name}polyline")]
-    assert [len(line) for line in lines] == [39, 39, 2]  # loss, loss_a; auc_a
-    assert len(list(svg.iter(f"{name}circle"))) == 2, "the points of short series are marked"
-    texts = {text.text for text in svg.iter(f"{name}text")}
-    assert {"loss", "loss_a", "auc", "auc_a", "step"} <= texts
-    (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in lines[2])
-    assert x1 < x2 and y1 > y2, "0.51 at step 1 is left of and below 0.7 at step 20"
-    for line in lines:
-        for point in line:
-            x, y = map(float, point.split(","))
-            assert plots.LEFT <= x <= plots.WIDTH and plots.TOP <= y <= plots.HEIGHT - plots.BOTTOM
+    assert path == tmp_path / "curves.png"
+    picture = Image.open(path).convert("RGB")
+    assert picture.size == (2 * plots.WIDTH * plots.SCALE, plots.HEIGHT * plots.SCALE)
+    # the loss (first colour, first panel) passes through 1 / 20 at step 20
+    steps, losses = plots.ticks(list(range(1, 40))), plots.ticks([1.0, 1 / 39, 0.5])
+    assert colour_at(picture, *plots.place(20, 1 / 20, steps, losses), 0) == plots.COLOURS[0]
+    assert colour_at(picture, *plots.place(20, 0.5, steps, losses), 0) == plots.COLOURS[1]
+    # auc_a has two points, which are marked; 0.51 at step 1 is left of and below 0.7 at step 20
+    steps, values = plots.ticks([1, 20]), plots.ticks([0.51, 0.7])
+    first, last = plots.place(1, 0.51, steps, values), plots.place(20, 0.7, steps, values)
+    assert first[0] < last[0] and first[1] > last[1]
+    for x, y in (first, last):
+        assert colour_at(picture, x + 2, y, 1) == plots.COLOURS[0]
+    assert list(tmp_path.glob(".*")) == []
+
+
+def colour_at(picture: Image.Image, x: float, y: float, panel: int) -> str:
+    place = ((x + panel * plots.WIDTH) * plots.SCALE, y * plots.SCALE)
+    red, green, blue = picture.getpixel((round(place[0]), round(place[1])))
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ RESULT = "eval_result.txt"  # JSON, under the name that the verb eval gives it t
 def train_and_report(
     config: Any, env: Env, *, source: str, continue_train: bool, ignore_optimizer: bool
 ) -> int:
-    """Train to the configured end; leaves eval_result.txt and curves.svg in model_dir.
+    """Train to the configured end; leaves eval_result.txt and curves.png in model_dir.
 
     Returns the exit status: 0, or 128 + the signal that ended it early (a checkpoint is written).
     Raises UserError when `continue_train` is false and model_dir holds checkpoints.

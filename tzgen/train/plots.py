@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""curves.svg: the loss of each logged step and the metrics of each evaluation.
+"""curves.png: the loss of each logged step and the metrics of each evaluation.
 
-Written as text: a plotting library would take seconds to load at the end of each run.
+Drawn with Pillow, which is there in a tenth of a second: a plotting library would take seconds to
+load at the end of each run.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+
+from PIL import Image, ImageDraw, ImageFont
 
 from tzgen.train.reporting import LOG_NAME, read_log
 
-NAME = "curves.svg"
-Points = list[tuple[int, float]]
+NAME = "curves.png"
+Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 480, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 32, 38  # margins around the axes of a panel
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
 FEW = 20  # points of a short series are marked
+GRID, SCALE = "#dddddd", 2
 
 
 def plot_training(model_dir: Path) -> Path | None:
@@ -31,56 +35,78 @@ def plot_training(model_dir: Path) -> Path | None:
     if not panels:
         return None
     path = model_dir / NAME
-    path.write_text(_svg(panels), encoding="utf-8")
+    partial = path.with_name(f".{NAME}.partial")
+    _picture(panels).save(partial, format="PNG")
+    partial.replace(path)
     return path
 
 
-def _svg(panels: list[tuple[str, dict[str, Points]]]) -> str:
-    width = WIDTH * len(panels)
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" '
-        f'viewBox="0 0 {width} {HEIGHT}" font-family="sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{HEIGHT}" fill="white"/>',
-    ]
+def _picture(panels: list[tuple[str, dict[str, Points]]]) -> Image.Image:
+    """The panels side by side, drawn twice as large as their coordinates."""
+    size = (WIDTH * len(panels) * SCALE, HEIGHT * SCALE)
+    picture = Image.new("RGB", size, "white")
     for index, (title, series) in enumerate(panels):
-        lines.append(f'<g transform="translate({index * WIDTH} 0)">')
-        lines += _panel(title, series)
-        lines.append("</g>")
-    return "\n".join([*lines, "</svg>", ""])
+        _panel(_Canvas(ImageDraw.Draw(picture), index * WIDTH), title, series)
+    return picture
 
 
-def _panel(title: str, series: dict[str, Points]) -> list[str]:
+class _Canvas:
+    """Lines, dots and text in the coordinates of one panel."""
+
+    def __init__(self, draw: ImageDraw.ImageDraw, left: int) -> None:
+        self._draw, self._left = draw, left
+
+    def line(self, points: Points, colour: str, width: int = 1) -> None:
+        self._draw.line([self._place(*point) for point in points], fill=colour, width=width)
+
+    def dot(self, x: float, y: float, colour: str) -> None:
+        (a, b), r = self._place(x, y), 3 * SCALE
+        self._draw.ellipse((a - r, b - r, a + r, b + r), fill=colour)
+
+    def text(
+        self, x: float, y: float, text: str, anchor: str, size: int = 11, fill: str = "black"
+    ) -> None:
+        """`anchor` as Pillow names it: "ms" puts the middle of the base line at (x, y)."""
+        font = ImageFont.load_default(size=size * SCALE)
+        self._draw.text(self._place(x, y), text, fill=fill, font=font, anchor=anchor)
+
+    def _place(self, x: float, y: float) -> tuple[float, float]:
+        return (x + self._left) * SCALE, y * SCALE
+
+
+def _panel(canvas: _Canvas, title: str, series: dict[str, Points]) -> None:
     """Axes with a grid, a line for each series, a legend."""
     points = [point for some in series.values() for point in some]
     x_ticks = ticks([step for step, _ in points])
     y_ticks = ticks([value for _, value in points])
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-
-    def x(step: float) -> float:
-        return LEFT + (right - LEFT) * (step - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-
-    def y(value: float) -> float:
-        return bottom - (bottom - TOP) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-
-    lines = [_text(WIDTH / 2, TOP - 12, title, "middle", 14)]
-    lines.append(_text((LEFT + right) / 2, HEIGHT - 6, "step", "middle"))
+    canvas.text(WIDTH / 2, TOP - 12, title, "ms", 14)
+    canvas.text((LEFT + right) / 2, HEIGHT - 6, "step", "ms")
     for tick in x_ticks:
-        lines.append(_line(x(tick), TOP, x(tick), bottom))
-        lines.append(_text(x(tick), bottom + 15, f"{tick:g}", "middle"))
+        x, _ = place(tick, y_ticks[0], x_ticks, y_ticks)
+        canvas.line([(x, TOP), (x, bottom)], GRID)
+        canvas.text(x, bottom + 15, f"{tick:g}", "ms")
     for tick in y_ticks:
-        lines.append(_line(LEFT, y(tick), right, y(tick)))
-        lines.append(_text(LEFT - 6, y(tick) + 4, f"{tick:g}", "end"))
+        _, y = place(x_ticks[0], tick, x_ticks, y_ticks)
+        canvas.line([(LEFT, y), (right, y)], GRID)
+        canvas.text(LEFT - 6, y + 4, f"{tick:g}", "rs")
     for index, (name, some) in enumerate(sorted(series.items())):
         colour = COLOURS[index % len(COLOURS)]
-        places = [(x(step), y(value)) for step, value in some]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-        lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}"/>')
-        if len(places) < FEW:
-            lines += [
-                f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in places
-            ]
-        lines.append(_text(right - 6, TOP + 14 + 14 * index, name, "end", fill=colour))
-    return lines
+        places = [place(step, value, x_ticks, y_ticks) for step, value in some]
+        canvas.line(places, colour, width=SCALE)
+        for x, y in places if len(places) < FEW else []:
+            canvas.dot(x, y, colour)
+        canvas.text(right - 6, TOP + 14 + 14 * index, name, "rs", fill=colour)
+
+
+def place(
+    step: float, value: float, x_ticks: list[float], y_ticks: list[float]
+) -> tuple[float, float]:
+    """Where a point of the data stands in its panel."""
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    x = LEFT + (right - LEFT) * (step - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+    y = bottom - (bottom - TOP) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+    return x, y
 
 
 def ticks(values: list[float] | list[int]) -> list[float]:
@@ -96,24 +122,15 @@ def ticks(values: list[float] | list[int]) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="#ddd"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, size: int = 11, fill: str = "black") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{fill}"'
-    return f"<text {place}>{escape(text)}</text>"
-
-
 def _series(entries: list[dict[str, Any]], kind: str, prefix: str) -> dict[str, Points]:
     """name -> (step, value) of every entry of `kind` whose name is `prefix` or starts with it."""
-    series: dict[str, Points] = {}
+    series: dict[str, list[tuple[float, float]]] = {}
     for entry in entries:
         if entry["kind"] == kind:
             for name, value in entry.items():
                 if (name == prefix or name.startswith(f"{prefix}_")) and value is not None:
                     series.setdefault(name, []).append((entry["step"], value))
-    return series
+    return dict(series)
 
 
 def _metric_kinds(entries: list[dict[str, Any]]) -> list[str]:
