@@ -41,7 +41,7 @@ from tzgen.modules.stu_cache import EncodedHistory, LayerCaches, candidate_chunk
 
 # What `predict` does where score_micro_batch is not set (docs/kv_cache.md has the measurement).
 CHUNK = 4096  # candidates at once
-CACHE_FROM = 512  # events of a batch from which encoding them apart pays
+CACHE_FROM = 1024  # events of a batch from which encoding them apart pays
 
 
 @MODELS.register("dlrm_hstu")
