@@ -86,6 +86,9 @@ struct Backward {
 
   void pack(const Work& w) const {
     const int64_t head = w.task.head;
+    for (const View* x : {&k, &v}) x->fetch(w.start, head, w.count);
+    for (const View* x : {&q, &grad})
+      x->fetch(w.start + w.task.first, head, w.task.last - w.task.first);
     pack_keys<T>(k, w.start, head, w.count, w.line, w.keys, w.key_columns);
     pack_keys<T>(v, w.start, head, w.count, w.line, w.value_keys);
     std::fill(w.d_keys, w.d_keys + w.count * w.wide_d, T(0));

@@ -32,6 +32,9 @@ struct Forward {
     const int64_t count = keys_of(p, task);
     T* keys = scratch.keys.take(up(count, PANEL<T>) * d);
     T* values = scratch.values.take(count * wide);
+    k.fetch(start, task.head, count);
+    v.fetch(start, task.head, count);
+    q.fetch(start + task.first, task.head, task.last - task.first);
     pack_keys<T>(k, start, task.head, count, line, keys);
     for (int64_t j = 0; j < count; j++) {
       v.read<T>(start + j, task.head, T(1), line);

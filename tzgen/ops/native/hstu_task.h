@@ -40,10 +40,18 @@ struct Task {
 struct View {
   const void* data;
   at::ScalarType type;
-  int64_t token, head, column, width;
+  int64_t token, head, column, width, bytes;
   explicit View(const at::Tensor& x)
       : data(x.const_data_ptr()), type(x.scalar_type()), token(x.stride(0)), head(x.stride(1)),
-        column(x.stride(2)), width(x.size(2)) {}
+        column(x.stride(2)), width(x.size(2)), bytes(x.element_size()) {}
+
+  // Asks for the first tokens that a task reads, all at once; `read` asks for the ones after them.
+  void fetch(int64_t at, int64_t h, int64_t count) const {
+    for (int64_t t = 0; t < std::min(count, AHEAD); t++)
+      for (int64_t c = 0; c < width; c += 64 / bytes)
+        __builtin_prefetch(static_cast<const char*>(data) +
+                           ((at + t) * token + h * head + c * column) * bytes);
+  }
 
   template <class S, class T>
   void copy(int64_t at, int64_t h, T scale, T* out) const {
