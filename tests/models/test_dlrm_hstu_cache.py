@@ -312,3 +312,28 @@ def test_memory_of_scoring_follows_the_chunk() -> None:
 def test_score_micro_batch_comes_from_the_config() -> None:
     assert made(hstu(), "score_micro_batch: 17").micro_batch == 17
     assert made(hstu()).micro_batch == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", ["PYTORCH", "CPU_TORCH"])
+def test_predict_under_autocast(kernel: str) -> None:
+    """Keys and values are cached in the reduced dtype; attention keeps its own, and its bias."""
+    built = made(VARIANTS["paper"], "score_micro_batch: 4").float()
+    for layer in built.transducer.stack.layers:
+        layer.kernel = kernel
+    given = {name: _single(value) for name, value in groups(people(SIZES)).items()}
+    exact = built(given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert built.encode(given).layers[0].k.dtype == torch.bfloat16
+        got, plain = built.predict(given), built(given)
+    for task, want in exact.logits.items():
+        torch.testing.assert_close(got.logits[task].float(), want, rtol=0.1, atol=0.1)
+        torch.testing.assert_close(got.logits[task], plain.logits[task], rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+def test_caches_are_for_inference() -> None:
+    """Under grad mode caches are refused: nothing would be learned from them."""
+    built = made(VARIANTS["paper"])
+    with torch.enable_grad(), pytest.raises(ValueError, match="no gradients"):
+        built.score(groups(people(SIZES)), built.encode(groups(people(SIZES))))

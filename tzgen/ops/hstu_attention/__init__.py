@@ -165,7 +165,8 @@ def _hstu_attention(
         position_bias,
         time_bias,
     )
-    return forward_of(kernel, q).forward(q, k, v, offsets, call)
+    with torch.autocast(q.device.type, enabled=False):  # the math has a dtype of its own
+        return forward_of(kernel, q).forward(q, k, v, offsets, call)
 
 
 @_hstu_attention.register_fake
@@ -221,7 +222,8 @@ def _hstu_attention_backward(
         position_bias,
         time_bias,
     )
-    return backward_of(kernel, q).backward(grad, q, k, v, offsets, call)
+    with torch.autocast(q.device.type, enabled=False):
+        return backward_of(kernel, q).backward(grad, q, k, v, offsets, call)
 
 
 @_hstu_attention_backward.register_fake

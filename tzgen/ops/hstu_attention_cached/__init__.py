@@ -200,7 +200,8 @@ def _hstu_attention_cached(
         time_bias,
     )
     cache = CachedKV(cache_k, cache_v, cache_lengths, cache_max_len, cache_table, cache_timestamps)
-    return _forward_of(kernel, q)(q, k, v, offsets, cache, call)
+    with torch.autocast(q.device.type, enabled=False):  # the math has a dtype of its own
+        return _forward_of(kernel, q)(q, k, v, offsets, cache, call)
 
 
 @_hstu_attention_cached.register_fake
