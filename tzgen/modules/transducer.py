@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tzgen.modules.positions import GRPositionalEncoderOptions, HSTUPositionalEncoder
@@ -26,6 +25,7 @@ from tzgen.modules.stu_cache import (
     newest_time,
 )
 from tzgen.modules.stu_options import MTGROptions, STUOptions, Truncation
+from tzgen.ops.dropout import dropout
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class HSTUTransducer(nn.Module):
         """Tokens with positions and ages, as the first layer reads them."""
         if self.positions is not None:
             tokens = tokens.with_x(self.positions(tokens))
-        return tokens.with_x(F.dropout(tokens.x, self.input_dropout_ratio, training=self.training))
+        return tokens.with_x(dropout(tokens.x, self.input_dropout_ratio, training=self.training))
 
     def forward(self, events: Events) -> Tensor:
         """States of the candidates, [T, embedding_dim], in the order of `events.candidates`."""
