@@ -120,7 +120,7 @@ def test_rows_of_foreign_configs_parse(path: Path) -> None:
     features = create_features(config)
     (rows,) = synthesise(config, features, 16, 1).combine_chunks().to_batches()
     batch = FeatureParser(config, features).parse(rows, make_source(16))
-    assert batch.num_rows == 16 and batch.labels
+    assert batch.num_rows == 16 and set(batch.labels) == set(config.data_config.label_fields)
 
 
 def test_a_column_that_is_spoilt_is_noticed() -> None:
