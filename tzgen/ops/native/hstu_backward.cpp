@@ -243,10 +243,12 @@ struct Backward {
 template <class T>
 void sum_chunks(const Problem& p, const std::vector<Task>& tasks,
                 const std::vector<Partial<T>>& partials, const Sink& d_k, const Sink& d_v) {
+  const auto chunked = [](const Partial<T>& one) { return !one.d_keys.empty(); };
+  if (std::none_of(partials.begin(), partials.end(), chunked)) return;
   std::vector<std::vector<const Partial<T>*>> chunks(p.rows * p.heads);
   for (size_t t = 0; t < tasks.size(); t++) {
     auto& one = chunks[tasks[t].row * p.heads + tasks[t].head];
-    if (partials[t].d_keys.empty()) continue;
+    if (!chunked(partials[t])) continue;
     if (int64_t(one.size()) <= tasks[t].chunk) one.resize(tasks[t].chunk + 1);
     one[tasks[t].chunk] = &partials[t];
   }

@@ -26,6 +26,7 @@ constexpr int64_t STRIDE = KEYS + 16;  // of a tile's rows: no power of two, for
 constexpr int64_t CHUNK = 1152;     // queries of a task, a multiple of QUERIES
 constexpr int64_t MAX_CHUNKS = 8;   // of a row: partial gradients stay O(tokens)
 
+constexpr double THREAD_COST = 1 << 16;  // of tasks that a thread is woken for: about 0.1 ms
 constexpr int64_t AHEAD = 16;       // tokens that are fetched before they are read
 
 static inline int64_t up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
@@ -212,11 +213,15 @@ static inline int64_t keys_of(const Problem& p, const Task& task) {
                   std::min(p.mask.contextual, p.length(task.row)));
 }
 
-// Calls work(task, its number, scratch) for every task; each thread takes the next and has a scratch of its own.
+// Calls work(task, its number, scratch) for every task; each thread takes the next and has a scratch
+// of its own. Little work stays on the calling thread: waking another one costs more.
 template <class Scratch, class Work>
 static inline void run_tasks(const std::vector<Task>& tasks, const Work& work) {
   std::atomic<size_t> next{0};
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks.size());
+  double cost = 0;
+  for (const Task& task : tasks) cost += task.cost;
+  const int64_t worth = 1 + int64_t(cost / THREAD_COST);
+  const int64_t threads = std::min<int64_t>({at::get_num_threads(), int64_t(tasks.size()), worth});
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t stop) {
     for (int64_t thread = begin; thread < stop; thread++) {
       thread_local Scratch scratch;  // kept: fresh pages cost more than small rows do
