@@ -66,8 +66,8 @@ class EagerCached:
 class CompiledCached:
     """By compiled graphs, which take contiguous caches; pages are gathered first.
 
-    `model` has the package's shape and not its weights: it reads groups and checks. `inputs`,
-    `outputs` and `graphs` are by graph name.
+    `model` has the package's shape and not its weights: it reads groups and checks. `inputs` and
+    `outputs` are by graph name; `graph` gives a graph by name.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class CompiledCached:
         *,
         inputs: Mapping[str, Sequence[GraphInput]],
         outputs: Mapping[str, Sequence[str]],
-        graphs: Mapping[str, Graph],
+        graph: Callable[[str], Graph],
     ) -> None:
         self._model, self._layout = model, layout
-        self._inputs, self._outputs, self._graphs = inputs, outputs, graphs
+        self._inputs, self._outputs, self._graph = inputs, outputs, graph
 
     def encode(self, groups: Groups, request_time: Tensor | None) -> EncodedHistory:
         events = self._model.channel.history(dict(groups), request_time)
@@ -88,19 +88,19 @@ class CompiledCached:
         if self._layout.request_time:
             given.append(events.query_time)
         longest = self._model.channel.contextual[0] + self._tokens(events)
-        cache = self._layout.unflatten(self._graphs["encode"](*given), longest)
+        cache = self._layout.unflatten(self._graph("encode")(*given), longest)
         return replace(cache, newest=newest_time(events, torch.zeros_like(cache.lengths)))
 
     def score(self, groups: Groups, cache: EncodedHistory) -> dict[str, Tensor]:
         self._model.scored_events(dict(groups), cache)
         given = flatten(groups, self._inputs["score"])
-        results = self._graphs["score"](*given, *self._flat(cache, 0))
+        results = self._graph("score")(*given, *self._flat(cache, 0))
         return dict(zip(self._outputs["score"], results, strict=True))
 
     def append(self, groups: Groups, cache: EncodedHistory) -> EncodedHistory:
         events = self._model.appended_events(dict(groups), cache)
         given, new = flatten(groups, self._inputs["append"]), self._tokens(events)
-        results = self._graphs["append"](*given, *self._flat(cache, new))
+        results = self._graph("append")(*given, *self._flat(cache, new))
         delta = self._layout.unflatten(results, new)
         return replace(delta, newest=newest_time(events, cache.newest))
 

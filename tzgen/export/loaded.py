@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,5 +153,5 @@ def _compiled_cached(package: Package, pipeline: Pipeline) -> Cached | None:
         CacheLayout(**package.manifest["cache"]),
         inputs={n: tuple(GraphInput(**entry) for entry in listed[n]["inputs"]) for n in names},
         outputs={n: tuple(listed[n]["outputs"]) for n in names},
-        graphs={n: _compiled(package, n) for n in names},
+        graph=functools.cache(functools.partial(_compiled, package)),  # loaded when first used
     )
