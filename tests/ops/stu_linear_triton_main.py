@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "u in front": {"activated": "u", "activate_u": False},
     "group norm": {"group_norm": True},
 }
+SEED = 0x1234_5678_9ABC_DEF0
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -55,11 +56,22 @@ def results(device: str = "cpu", dtypes: dict[str, torch.dtype] = DTYPES) -> dic
     return found
 
 
+def dropped() -> dict[str, torch.Tensor]:
+    """Dropout alone: odd shapes, by the seed in the test."""
+    from tzgen.ops.dropout.triton_dropout import drop
+
+    return {
+        f"{rows}x{columns}": drop(torch.ones(rows, columns), SEED, 0.3)
+        for rows, columns in ((0, 3), (1, 1), (37, 150))
+    }
+
+
 def compile_all(capability: int) -> list[dict[str, Any]]:
     """Every kernel at D 512, 4 heads, in bfloat16 and float32, for a GPU that is not there."""
     import triton
     from triton_aot import AbsentDevice
 
+    from tzgen.ops.dropout import triton_dropout
     from tzgen.ops.layer_norm import triton_layer_norm
     from tzgen.ops.stu_linear import triton_gate, triton_silu
     from tzgen.ops.stu_linear.gate import Gate, Sums
@@ -72,6 +84,7 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
         _, mean, rstd = triton_layer_norm.forward(x, vector, vector, 1e-6)
         triton_layer_norm.backward(x, x, vector, mean, rstd)
         triton_silu.bias_silu(x, vector.to(dtype), torch.zeros_like(x))
+        triton_dropout.drop(x, SEED, 0.1)
         for groups in (1, 4):
             gate = Gate(concat=True, activate_u=True, groups=groups, eps=1e-6, ratio=0.1, seed=7)
             statistics = {"mean": torch.zeros(64, groups), "rstd": torch.zeros(64, groups)}
@@ -95,6 +108,6 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "interpret":
-        torch.save(results(), sys.argv[2])
+        torch.save(results() | {"dropout": dropped()}, sys.argv[2])
     else:
         print(json.dumps(compile_all(int(sys.argv[2]))))

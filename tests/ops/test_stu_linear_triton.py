@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from stu_linear_cases import assert_close, errors, run_input, run_output
-from stu_linear_triton_main import DTYPES, SHAPES, VARIANTS, results
+from stu_linear_triton_main import DTYPES, SEED, SHAPES, VARIANTS, results
+
+from tzgen.ops.dropout import keep_mask, keep_scale
 
 pytest.importorskip("triton", reason="needs triton")
 MAIN = Path(__file__).with_name("stu_linear_triton_main.py")
@@ -75,10 +77,17 @@ def test_interpreter_matches_the_reference(interpreted: dict[str, Any], key: str
     compare(interpreted, key)
 
 
+def test_dropout_alone_is_the_documented_hash(interpreted: dict[str, Any]) -> None:
+    for shape, got in interpreted["dropout"].items():
+        rows, columns = map(int, shape.split("x"))
+        keep = keep_mask(SEED, 0, rows, columns, 0.3, torch.device("cpu"))
+        torch.testing.assert_close(got, keep * keep_scale(0.3))
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_for_gpus(capability: int, tmp_path: Path) -> None:
     variants = json.loads(child("compile", str(capability), TRITON_CACHE_DIR=str(tmp_path)))
-    assert {v["name"] for v in variants} == {"_forward", "_backward", "_bias_silu"}
+    assert {v["name"] for v in variants} == {"_forward", "_backward", "_bias_silu", "_drop"}
     assert len(variants) >= 14
     for variant in variants:
         assert variant["spilled"] <= 16, variant

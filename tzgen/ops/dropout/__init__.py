@@ -7,6 +7,8 @@ took 8 % of a training step of DlrmHSTU (D 128, two layers).
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import Any
 
 import torch
@@ -34,8 +36,17 @@ def _dropout(x: Tensor, seed: Tensor, ratio: float) -> Tensor:
     if x.device.type == "cpu" and x.dtype == torch.float32 and native.available():
         out: Tensor = torch.ops.tzgen_native.dropout(rows.contiguous(), int(seed), ratio)
         return out.view(x.shape)
+    if x.device.type == "cuda" and x.dtype != torch.float64 and _has_triton():
+        from tzgen.ops.dropout import triton_dropout  # only where it is dispatched
+
+        return triton_dropout.drop(rows, int(seed), ratio).view(x.shape)
     keep = keep_mask(int(seed), 0, rows.size(0), rows.size(1), ratio, x.device)
     return (rows * keep).mul_(keep_scale(ratio)).view(x.shape)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @_dropout.register_fake
