@@ -51,7 +51,7 @@ class AbsentDevice:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self.capability  # Triton keeps what it compiled by device, not by target
 
     def get_current_stream(self, device: int) -> int:
         return 0

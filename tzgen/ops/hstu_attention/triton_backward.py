@@ -80,9 +80,10 @@ def backward(
             **config.options,
         )
 
-    for kernel in ("keys", "queries"):
-        run(kernel, tuning.choose(kernel, launch.shape, partial(run, kernel)))
-    return d_q, d_k, d_v, *table_gradients(launch, call, q, k, v, grad)
+    with torch.cuda.device_of(q):
+        for kernel in ("keys", "queries"):
+            run(kernel, tuning.choose(kernel, launch.shape, partial(run, kernel)))
+        return d_q, d_k, d_v, *table_gradients(launch, call, q, k, v, grad)
 
 
 @triton.jit
@@ -109,7 +110,7 @@ def differentiate_queries(q, k, v, g, d_q, order, tiles_per_row, num_rows, rows,
             acc = own[:, None] * k_own.to(tl.float32)
         q_tile = load_tile(q_base, first, stop, q.token_stride, TILE.block_m,
                            TILE.attention_dim, TILE.padded_attention, True)  # fmt: skip
-        q_tile = (q_tile * half_alpha).to(q_tile.dtype)
+        q_tile = (q_tile.to(tl.float32) * half_alpha).to(q_tile.dtype)
         g_tile = load_tile(g_base, first, stop, g.token_stride, TILE.block_m,
                            TILE.hidden_dim, TILE.padded_hidden, True)  # fmt: skip
         time_i, query_time = i, i

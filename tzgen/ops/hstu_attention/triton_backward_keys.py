@@ -78,7 +78,7 @@ def _over_queries(acc_k, acc_v, q_base, k_base, v_base, g_base, q_stride, k_stri
     """Contextual queries, then the full and the masked tiles of the rest."""
     k_tile = load_tile(k_base, first, stop, k_stride, TILE.block_n,
                        TILE.attention_dim, TILE.padded_attention, True)  # fmt: skip
-    k_tile = (k_tile * half_alpha).to(k_tile.dtype)
+    k_tile = (k_tile.to(tl.float32) * half_alpha).to(k_tile.dtype)
     v_tile = load_tile(v_base, first, stop, v_stride, TILE.block_n,
                        TILE.hidden_dim, TILE.padded_hidden, True)  # fmt: skip
     time_j = j

@@ -142,7 +142,7 @@ def _slope(q_base, k_base, v_base, g_base, q_stride, k_stride, v_stride, g_strid
     """N * ds of queries from `first` and keys from `at`, where both are events; else 0."""
     q_tile = load_tile(q_base, first, stop, q_stride, TILE.block_m,
                        TILE.attention_dim, TILE.padded_attention, True)  # fmt: skip
-    q_tile = (q_tile * half_alpha).to(q_tile.dtype)
+    q_tile = (q_tile.to(tl.float32) * half_alpha).to(q_tile.dtype)
     k_tile = load_tile(k_base, at, end, k_stride, TILE.block_n,
                        TILE.attention_dim, TILE.padded_attention, True)  # fmt: skip
     half = tl.dot(q_tile, tl.trans(k_tile), input_precision=TILE.precision)

@@ -77,7 +77,7 @@ TABLE: Mapping[tuple[str, int, bool], tuple[Config, Config]] = MappingProxyType(
         ("forward", 64, False): (Config(64, 32, 4, 3), Config(64, 32, 4, 2)),
         ("forward", 128, False): (Config(64, 32, 8, 2), Config(64, 32, 8, 2)),
         ("forward", 256, False): (Config(32, 32, 8, 2), Config(32, 16, 8, 2)),
-        ("keys", 64, True): (Config(64, 128, 8, 2), Config(64, 64, 4, 2)),
+        ("keys", 64, True): (Config(64, 128, 8, 2), Config(64, 64, 8, 2)),
         ("keys", 128, True): (Config(32, 128, 8, 2), Config(64, 64, 8, 2)),
         ("keys", 256, True): (Config(32, 32, 8, 2), Config(32, 32, 8, 2)),
         ("keys", 64, False): (Config(32, 64, 8, 2), Config(32, 64, 8, 2)),

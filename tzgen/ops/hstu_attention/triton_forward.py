@@ -61,7 +61,8 @@ def forward(
             **config.options,
         )
 
-    run(tuning.choose("forward", launch.shape, run))
+    with torch.cuda.device_of(q):
+        run(tuning.choose("forward", launch.shape, run))
     return out
 
 
@@ -84,7 +85,7 @@ def _attend(q, k, v, out, order, tiles_per_row, num_rows, rows, tables, half_alp
                           first, stop, i, history_end, half_alpha, tables, head, TILE)  # fmt: skip
         q_tile = load_tile(q_base, first, stop, q.token_stride, TILE.block_m,
                            TILE.attention_dim, TILE.padded_attention, True)  # fmt: skip
-        q_tile = (q_tile * half_alpha).to(q_tile.dtype)
+        q_tile = (q_tile.to(tl.float32) * half_alpha).to(q_tile.dtype)
         time_i, query_time = i, i
         if SPEC.timestamp_mask:
             time_i = load_times(rows.timestamps, start, i, length)

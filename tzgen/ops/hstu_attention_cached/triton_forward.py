@@ -87,10 +87,11 @@ def forward(
             **config.options,
         )
 
-    config = tuning.choose("forward", launch.shape, run)
     # a few candidates a row would leave most of a training tile empty
     fitting = max(16, triton.next_power_of_2(max(1, min(call.max_len, q.size(0)))))
-    run(replace(config, block_m=min(config.block_m, fitting)))
+    with torch.cuda.device_of(q):
+        config = tuning.choose("forward", launch.shape, run)
+        run(replace(config, block_m=min(config.block_m, fitting)))
     return out
 
 
@@ -138,7 +139,7 @@ def _attend_cached(q, k, v, out, held, order, tiles_per_row, num_rows, rows, tab
                           first, stop, i, history_end, half_alpha, tables, head, TILE)  # fmt: skip
         q_tile = load_tile(q_base, first, stop, q.token_stride, TILE.block_m,
                            TILE.attention_dim, TILE.padded_attention, True)  # fmt: skip
-        q_tile = (q_tile * half_alpha).to(q_tile.dtype)
+        q_tile = (q_tile.to(tl.float32) * half_alpha).to(q_tile.dtype)
         origin = start - cached  # where place 0 of the row would lie among the new tokens
         time_i, query_time = i, i
         if SPEC.timestamp_mask:
