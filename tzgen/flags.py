@@ -108,6 +108,9 @@ FLAGS: Mapping[str, Flag] = MappingProxyType(
         "title_field": Flag("column with the item's title", default="title"),
         "vector_field": Flag("column with the item's vector", default="item_emb"),
         "output": Flag("folder to write"),
+        "window": Flag("events between two items that count as a pair", kind="number", default=5),
+        "history_field": Flag("column with a user's items", default="uih__item_id"),
+        "target_field": Flag("column with the item after them", default="target_item_id"),
     }
 )
 
@@ -123,6 +126,10 @@ SID_VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "embed": (
             *("item_input_path", "output", "encoder", "encoder_path", "dim", "seed"),
             *("text_field", "vector_field"),
+        ),
+        "cluster": (
+            *("train_input_path", "item_input_path", "output", "codebook", "window", "seed"),
+            *("item_id_field", "history_field", "target_field"),
         ),
         "fit": (*CONFIG, "model_dir", "train_input_path", "item_input_path", *_BUNDLE),
         "bundle": ("codes_path", "code_field", "codebook", *_BUNDLE),

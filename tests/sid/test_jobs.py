@@ -14,7 +14,7 @@ import pytest
 
 from tzgen.errors import UserError
 from tzgen.sid.bundle import Bundle, open_bundle
-from tzgen.sid.jobs import bundle_job, matrix
+from tzgen.sid.jobs import bundle_job
 
 
 def predictions(path: Path, first: int, last: int, *, candidates: bool = True) -> Path:
@@ -85,18 +85,3 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"code [567] at level 1; expected 0 to 4"):
         publish(root, codes, codebook="3,5")
     assert not root.exists()
-
-
-def test_columns_that_are_no_matrix_are_named() -> None:
-    def column(values: Any) -> pa.ChunkedArray:
-        return pa.chunked_array([pa.array(values)])
-
-    assert matrix(column([[1, 2], [3, 4]]), "c").tolist() == [[1, 2], [3, 4]]
-    with pytest.raises(UserError, match="row 1: found 1 numbers; expected 2"):
-        matrix(column([[1, 2], [3]]), "c")
-    with pytest.raises(UserError, match="row 1: found null"):
-        matrix(column([[1, 2], None]), "c")
-    with pytest.raises(UserError, match="null inside a list"):
-        matrix(column([[1, None]]), "c")
-    with pytest.raises(UserError, match="is int64; expected a list"):
-        matrix(column([1, 2]), "c")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from tzgen.data.readers import ParquetDataset
 from tzgen.errors import UserError
 from tzgen.log import LOGGER
 from tzgen.sid.bundle import Bundle, open_bundle, write_bundle
+from tzgen.sid.cluster import cluster_items, codebook_beside
 from tzgen.sid.collisions import Candidates, resolve
 from tzgen.sid.embed import embed_items
 from tzgen.sid.report import rows_for, write_report
+from tzgen.sid.rows import matrix, read_all
 from tzgen.sid.space import Ints, SidSpace
 from tzgen.sid.table import SidTable, make_table, merged_table, resolved_table
 
@@ -68,6 +70,29 @@ def embed_job(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     LOGGER.info("%d vectors in %s", rows, args.output)
+
+
+def cluster_job(args: argparse.Namespace) -> None:
+    """Codes for every row of --item_input_path from the sequences of --train_input_path."""
+    codebook = cluster_items(
+        _given(args, "train_input_path"),
+        _given(args, "item_input_path"),
+        Path(_given(args, "output")),
+        sizes=_sizes(_given(args, "codebook")),
+        window=args.window,
+        item_id_field=args.item_id_field,
+        history_field=args.history_field,
+        target_field=args.target_field,
+        seed=args.seed,
+    )
+    LOGGER.info("codes of the codebook %s in %s", list(codebook), args.output)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    parts = str(text).split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--codebook {text!r}: expected positive numbers like 256,256,256")
+    return tuple(int(part) for part in parts)
 
 
 def _given(args: argparse.Namespace, name: str) -> str:
@@ -151,51 +176,11 @@ def report_job(args: argparse.Namespace) -> Path:
     return path
 
 
-def read_all(
-    reader: ParquetDataset, columns: Sequence[str], optional: Sequence[str] = ()
-) -> pa.Table:
-    """All rows of the columns, and of those `optional` ones that are there."""
-    there = reader.schema.names
-    missing = [name for name in columns if name not in there]
-    if missing:
-        raise UserError(
-            f"{reader.files[0].path} has no column {missing[0]!r}; it has {', '.join(there)}"
-        )
-    names = [*dict.fromkeys(columns), *(name for name in optional if name in there)]
-    batches = [
-        reader.read_rows(file, group, names)
-        for file, info in enumerate(reader.files)
-        for group in range(len(info.group_rows))
-    ]
-    return pa.Table.from_batches(batches)
-
-
-def matrix(column: pa.ChunkedArray, name: str, dtype: Any = np.int64) -> np.ndarray[Any, Any]:
-    """A list column of one length as an array [N, length]; nulls and ragged rows are named."""
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise UserError(f"column {name!r}, row {row}: found null; expected a list of numbers")
-    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if not any(kind(column.type) for kind in kinds):
-        raise UserError(f"column {name!r} is {column.type}; expected a list of numbers")
-    lengths = np.asarray(pc.list_value_length(column).to_numpy())
-    if len(lengths) and (lengths != lengths[0]).any():
-        row = int((lengths != lengths[0]).argmax())
-        raise UserError(
-            f"column {name!r}, row {row}: found {lengths[row]} numbers; expected {lengths[0]}, as "
-            "in the first row"
-        )
-    flat = pc.list_flatten(column)
-    if flat.null_count:
-        raise UserError(f"column {name!r} holds null inside a list: expected numbers")
-    return np.array(flat.to_numpy(), dtype=dtype).reshape(len(lengths), -1)
-
-
 def _codebook(args: argparse.Namespace, codes: Ints, before: Bundle | None) -> tuple[int, ...]:
     """--codebook, or that of the generation before (less its suffix)."""
     levels = codes.shape[1]
     if args.codebook:
-        given = tuple(int(size) for size in str(args.codebook).split(","))
+        given = _sizes(args.codebook)
         if before is not None and given != before.table.space.codebook[:levels]:
             raise UserError(
                 f"--codebook {list(given)} is not that of {before.path}, "
@@ -204,6 +189,9 @@ def _codebook(args: argparse.Namespace, codes: Ints, before: Bundle | None) -> t
         return given
     if before is not None:
         return before.table.space.codebook[:levels]
+    found = codebook_beside(args.codes_path)
+    if found is not None:
+        return found
     raise UserError("--codebook is empty: give the codes of each level, for example 256,256,256")
 
 
@@ -250,9 +238,11 @@ def _sorted_table(item_id: pa.Array, codes: Ints, space: SidSpace) -> tuple[SidT
 
 
 def run_verb(verb: str, args: argparse.Namespace) -> None:
-    """embed, bundle or report."""
+    """embed, cluster, bundle or report."""
     if verb == "embed":
         embed_job(args)
+    elif verb == "cluster":
+        cluster_job(args)
     elif verb == "bundle":
         bundle_job(args, {})
     else:

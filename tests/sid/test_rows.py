@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Columns as arrays, and what is no array."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tzgen.data.readers import ParquetDataset
+from tzgen.errors import UserError
+from tzgen.sid.rows import matrix, read_all
+
+
+def test_all_row_groups_are_read_in_order(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"a": range(10), "b": range(10)}), tmp_path / "x.parquet", row_group_size=3
+    )
+    reader = ParquetDataset(str(tmp_path / "x.parquet"))
+    rows = read_all(reader, ["a"], optional=["b", "c"])
+    assert rows.column_names == ["a", "b"] and rows["a"].to_pylist() == list(range(10))
+    with pytest.raises(UserError, match="no column 'c'; it has a, b"):
+        read_all(reader, ["c"])
+
+
+def test_columns_that_are_no_matrix_are_named() -> None:
+    def column(values: Any) -> pa.ChunkedArray:
+        return pa.chunked_array([pa.array(values)])
+
+    assert matrix(column([[1, 2], [3, 4]]), "c").tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(UserError, match="row 1: found 1 numbers; expected 2"):
+        matrix(column([[1, 2], [3]]), "c")
+    with pytest.raises(UserError, match="row 1: found null"):
+        matrix(column([[1, 2], None]), "c")
+    with pytest.raises(UserError, match="null inside a list"):
+        matrix(column([[1, None]]), "c")
+    with pytest.raises(UserError, match="is int64; expected a list"):
+        matrix(column([1, 2]), "c")

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole Parquet columns for offline work: a catalogue fits in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tzgen.data.readers import ParquetDataset
+from tzgen.errors import UserError
+
+
+def read_all(
+    reader: ParquetDataset, columns: Sequence[str], optional: Sequence[str] = ()
+) -> pa.Table:
+    """All rows of the columns, and of those `optional` ones that are there."""
+    there = reader.schema.names
+    missing = [name for name in columns if name not in there]
+    if missing:
+        raise UserError(
+            f"{reader.files[0].path} has no column {missing[0]!r}; it has {', '.join(there)}"
+        )
+    names = [*dict.fromkeys(columns), *(name for name in optional if name in there)]
+    batches = [
+        reader.read_rows(file, group, names)
+        for file, info in enumerate(reader.files)
+        for group in range(len(info.group_rows))
+    ]
+    return pa.Table.from_batches(batches)
+
+
+def matrix(column: pa.ChunkedArray, name: str, dtype: Any = np.int64) -> np.ndarray[Any, Any]:
+    """A list column of one length as an array [N, length]; nulls and ragged rows are named."""
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise UserError(f"column {name!r}, row {row}: found null; expected a list of numbers")
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(kind(column.type) for kind in kinds):
+        raise UserError(f"column {name!r} is {column.type}; expected a list of numbers")
+    lengths = np.asarray(pc.list_value_length(column).to_numpy())
+    if len(lengths) and (lengths != lengths[0]).any():
+        row = int((lengths != lengths[0]).argmax())
+        raise UserError(
+            f"column {name!r}, row {row}: found {lengths[row]} numbers; expected {lengths[0]}, as "
+            "in the first row"
+        )
+    flat = pc.list_flatten(column)
+    if flat.null_count:
+        raise UserError(f"column {name!r} holds null inside a list: expected numbers")
+    return np.array(flat.to_numpy(), dtype=dtype).reshape(len(lengths), -1)
