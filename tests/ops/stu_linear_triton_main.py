@@ -38,7 +38,7 @@ def results(device: str = "cpu", dtypes: dict[str, torch.dtype] = DTYPES) -> dic
         for variant, change in VARIANTS.items():
             case = dataclasses.replace(base, **change)
             for name, dtype in dtypes.items():
-                for again in (True, False):
+                for again in (True, False) if name == "float32" else (True,):
                     key = f"{shape}/{variant}/{name}/{'recomputed' if again else 'kept'}"
                     found[key] = {
                         "input": run_input(
@@ -67,7 +67,7 @@ def dropped() -> dict[str, torch.Tensor]:
 
 
 def compile_all(capability: int) -> list[dict[str, Any]]:
-    """Every kernel at D 512, 4 heads, in bfloat16 and float32, for a GPU that is not there."""
+    """Every kernel at D 512, 4 heads, in bfloat16 (and float32), for a GPU that is not there."""
     import triton
     from triton_aot import AbsentDevice
 
@@ -78,7 +78,7 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
 
     device = AbsentDevice(capability)
     triton.runtime.driver.set_active(device)
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32)[: 2 if capability == 90 else 1]:
         x, wide = torch.zeros(64, 512, dtype=dtype), torch.zeros(64, 1536, dtype=dtype)
         vector, sums = torch.zeros(512), Sums(torch.zeros(512), torch.zeros(512))
         _, mean, rstd = triton_layer_norm.forward(x, vector, vector, 1e-6)
