@@ -7,8 +7,9 @@
     test    one row a user: the last item after all that came before it
 
 Columns of a split: `user_id`, `uih__item_id`, `uih__timestamp` (lists, oldest first),
-`target_item_id`, `target_timestamp`. Histories are whole: a config's `sequence_length` cuts them.
-Training on every prefix of `train` is the loader's work.
+`target_item_id`, `target_timestamp`, and `target__item_id`, the same as a list of one, which is
+what generators read. Histories are whole: a config's `sequence_length` cuts them. Training on every
+prefix of `train` is the loader's work (data_config.sliding_window).
 
 Leave-last-out is the protocol of the published tables (S3-Rec, TIGER). It is not free of looking
 ahead: another user's training item may be younger than a test item. Use a split by time for what a
@@ -65,7 +66,9 @@ def cut_rows(events: pl.DataFrame, split: str) -> pa.Table:
     for name, kind in lists.items():
         index = table.schema.get_field_index(name)
         table = table.set_column(index, name, table[name].cast(pa.list_(kind)))
-    return table
+    last_one = table["target_item_id"].cast(pa.int64()).combine_chunks()
+    offsets = pa.array(range(len(last_one) + 1), pa.int32())
+    return table.append_column("target__item_id", pa.ListArray.from_arrays(offsets, last_one))
 
 
 def with_train_counts(items: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:

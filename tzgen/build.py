@@ -21,12 +21,14 @@ from torch import Tensor, nn
 import tzgen.models  # noqa: F401  registers the models
 from tzgen import config as configs
 from tzgen.config.features import features_of
+from tzgen.config.reduced import without_groups
 from tzgen.config.support import triton_runs
 from tzgen.config.tasks import TaskSpec, task_specs
 from tzgen.config.validate_features import has_table
 from tzgen.data.batch import Batch, Ragged, Source
 from tzgen.data.loader import BatchCost, BatchLoader
 from tzgen.data.readers import open_reader
+from tzgen.data.windows import SlidingWindow, WindowParse
 from tzgen.embeddings import EmbeddingGroup
 from tzgen.errors import ConfigError, Problem, UserError
 from tzgen.features import Feature, FeatureParser, create_features
@@ -183,10 +185,12 @@ def build_pipeline(
     seed = config.train_config.seed
     torch.manual_seed(seed)
     device = device or torch.device("cpu")
+    model_class = MODELS[config.model_config.WhichOneof("model")]
+    if not labels:
+        config = without_groups(config, model_class.target_groups)
     if not any(has_table(ref) for ref in features_of(config)):
         engine = "local"  # nothing to shard
     engine = engine or _engine(config.train_config)
-    model_class = MODELS[config.model_config.WhichOneof("model")]
     tasks = task_specs(config.model_config, config.data_config.label_fields)
     features = create_features(config)
     parser = FeatureParser(config, features, labels=labels, reserved_columns=reserved_columns)
@@ -274,9 +278,12 @@ def open_loader(
     if training and data.batch_cost_size:
         cost = BatchCost(data.sample_cost_field, data.batch_cost_size)
         columns += [data.sample_cost_field] if data.sample_cost_field not in columns else []
+    parse = pipeline.parse
+    if training and data.HasField("sliding_window"):
+        parse = WindowParse(parse, SlidingWindow.of(data.sliding_window, columns))
     return BatchLoader(
         open_reader(data, path, columns),
-        parse=pipeline.parse,
+        parse=parse,
         batch_size=rows_per_step(pipeline.config, mode),
         seed=pipeline.config.train_config.seed,
         shuffle=training and data.shuffle,

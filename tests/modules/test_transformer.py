@@ -139,7 +139,7 @@ def test_steps_of_the_decoder_are_its_forward_under_any_order_of_beams() -> None
             [codes.gather(1, parents[..., None].expand(-1, -1, place)),
              torch.randint(7, (4, beams, 1))], 2
         )  # fmt: skip
-        own = None if own is None else reordered(own, rows)
+        own = None if own is None else reordered(own, rows, beams)
         found, own = model.step(embedded[place][codes[..., -1]], shared, own, room=3)
         for beam in range(beams):
             x = embedded[torch.arange(place + 1), codes[:, beam]]

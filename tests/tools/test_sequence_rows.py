@@ -43,6 +43,7 @@ def test_rows_end_where_the_split_says(split: str, drop: int) -> None:
         assert row["uih__item_id"] == [item for item, _ in seq[:-1]]
         assert row["uih__timestamp"] == [time for _, time in seq[:-1]]
         assert (row["target_item_id"], row["target_timestamp"]) == seq[-1]
+        assert row["target__item_id"] == [seq[-1][0]]
 
 
 def test_train_counts_leave_the_held_out_items_out() -> None:

@@ -22,8 +22,10 @@ from tzgen.errors import Problem
 
 # Field numbers from here up are forms that TorchEasyRec itself no longer writes.
 EARLIER = 2000
-# Models that learn from the items themselves: no tasks, no labels.
-WITHOUT_TASKS = ("sid_rqvae", "sid_rqkmeans", "sid_opq")
+# Models that write items of a bundle of semantic IDs.
+GENERATORS = ("tiger", "genrec")
+# Models that learn from items and sequences themselves: no tasks, no labels.
+WITHOUT_TASKS = ("sid_rqvae", "sid_rqkmeans", "sid_opq", *GENERATORS)
 # Members of ModelConfig.model that can be trained.
 MODELS = (
     "dlrm_hstu",

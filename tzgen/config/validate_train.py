@@ -55,7 +55,20 @@ def data_problems(config: Message) -> Iterator[Problem]:
             if value in values[:index]:
                 path = f"data_config.{name}[{index}]"
                 yield Problem(path, repr(value), "each column once", "Remove one.")
+    if data.HasField("sliding_window"):
+        yield from _window(data.sliding_window, "data_config.sliding_window")
     yield from _columns(data)
+
+
+def _window(window: Message, path: str) -> Iterator[Problem]:
+    """sliding_window: pairs of columns, and room for a history."""
+    history, target = list(window.history), list(window.target)
+    if not history or len(history) != len(target):
+        shown = f"{len(history)} history and {len(target)} target columns"
+        remedy = 'For example history: "uih__item_id" target: "target__item_id".'
+        yield Problem(f"{path}.history", shown, "as many of both, at least one", remedy)
+    if window.max_items < 1:
+        yield Problem(f"{path}.max_items", "0", "at least 1", "Raise it.")
 
 
 def _columns(data: Message) -> Iterator[Problem]:
@@ -167,9 +180,10 @@ def history_tokens(config: Message) -> dict[str, int]:
     """Group -> tokens of a full history; two for each event where content and action interleave."""
     name = config.model_config.WhichOneof("model")
     model = getattr(config.model_config, name) if name else None
-    if model is None or "hstu" not in model.DESCRIPTOR.fields_by_name:
+    field = None if model is None else model.DESCRIPTOR.fields_by_name.get("hstu")
+    if model is None or field is None or field.message_type.name != "HSTU":
         return {}
-    channels = model.hstu if model.DESCRIPTOR.fields_by_name["hstu"].is_repeated else [model.hstu]
+    channels = model.hstu if field.is_repeated else [model.hstu]
     found = {}
     for hstu in channels:
         events = group_length(config, hstu.name or "uih")

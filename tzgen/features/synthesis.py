@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from tzgen.config.features import FeatureRef, features_of, groups_of
+from tzgen.config.support import GENERATORS
 from tzgen.data.readers.types import input_fields
 from tzgen.features.arrow import Layout
 from tzgen.features.base import Feature, Input
@@ -113,6 +114,9 @@ class _Maker:
         self.groups = {n: base_of(g.name) for g in groups_of(self.config) for n in g.feature_names}
         exact = [(g.name, n) for g in groups_of(self.config) for n in g.feature_names]
         self.kinds = {n: name for name, n in exact}
+        kind = self.config.model_config.WhichOneof("model")  # type: ignore[attr-defined]
+        generates = kind in GENERATORS
+        self.item_groups = ("uih", "target") if generates else ()  # item ids as raw integers
         labels = label_columns(self.config, self.features)
         owners = {owner for _, _, owner in (*labels.labels, *labels.weights) if owner}
         used = [feature for feature in self.features if not feature.stub]
@@ -186,6 +190,8 @@ class _Maker:
             return "time", 0, ()
         if not feature.is_sparse and group.endswith("_action"):
             return "bits", 0, ()
+        if not feature.is_sparse and group in self.item_groups:
+            return "id", _HASHED, ()
         if feature.is_encoded:
             return ("id", feature.num_embeddings, ()) if feature.is_sparse else ("number", 0, ())
         if one.form in ("pairs", "nested"):

@@ -75,6 +75,12 @@ class Model(nn.Module):
     measures: ClassVar[str] = "tasks"  # "codes" of a tokenizer, "items" of a generator: no labels
     fits: ClassVar[bool] = False  # trained by `observe` and `fit`, not by gradients
     codebook: tuple[int, ...] = ()  # of models that measure codes: how many each level has
+    # Of models that measure items: of how many, how long lists are, what else is measured; loss.
+    num_items: int = 0
+    list_size: int = 0
+    extra_metrics: tuple[str, ...] = ()
+    label_temperature: float = 1.0
+    target_groups: ClassVar[tuple[str, ...]] = ()  # that prediction does without
 
     def __init__(
         self,

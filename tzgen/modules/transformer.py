@@ -183,6 +183,10 @@ class RaggedTransformer(nn.Module):
         first new token) -> its state [B, W, D] and the beams' keys with its own."""
         return _step(self._blocks(), self.norm, self.bias(), x, shared, own, room, cross=False)
 
+    def reorder(self, own: Sequence[BeamKeys], rows: Tensor, beams: int) -> list[BeamKeys]:
+        """`reordered`, for whom the layers are a backbone like others."""
+        return reordered(own, rows, beams)
+
     def _blocks(self) -> list[Block]:
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
@@ -278,10 +282,11 @@ def _step(
     return out, kept
 
 
-def reordered(own: Sequence[BeamKeys], rows: Tensor) -> list[BeamKeys]:
-    """Beams that go on from beams `rows`, int64 [B * new W], counted over all rows (BeamState)."""
+def reordered(own: Sequence[BeamKeys], rows: Tensor, beams: int) -> list[BeamKeys]:
+    """For `beams` beams a row that go on from beams `rows`, int64 [B * beams], counted over all
+    rows (decoding.BeamState)."""
     batch, before = own[0].k.shape[:2]
-    parents = rows.view(batch, -1) % before
+    parents = rows.view(batch, beams) % before
     return [keys.reordered(parents) for keys in own]
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from tzgen.config.tasks import TaskSpec
 from tzgen.data.batch import Batch
 from tzgen.models.base import Model, Outputs
+from tzgen.objectives.item_metrics import ItemMetrics
+from tzgen.objectives.item_objective import ItemObjective
 from tzgen.objectives.metrics import AllGather, TaskMetrics
 from tzgen.objectives.objective import Objective
 from tzgen.objectives.sid_metrics import SidMetrics
@@ -33,6 +35,8 @@ def make_objective(model: Model, tasks: Sequence[TaskSpec], model_config: Any) -
     """The losses that this model is trained on."""
     if model.measures == "codes":
         return SidObjective(model_config)
+    if model.measures == "items":
+        return ItemObjective(model_config, label_temperature=model.label_temperature)
     return Objective(tasks, model_config)
 
 
@@ -42,6 +46,15 @@ def make_metrics(
     """What an evaluation of this model measures."""
     if model.measures == "codes":
         return SidMetrics(model.codebook)
+    if model.measures == "items":
+        return ItemMetrics(
+            model.num_items,
+            list_size=model.list_size,
+            extra=model.extra_metrics,
+            confidence_key=eval_config.confidence_key,
+            bootstrap_samples=eval_config.bootstrap_samples if intervals else 0,
+            seed=eval_config.bootstrap_seed,
+        )
     return TaskMetrics(
         tasks,
         confidence_key=eval_config.confidence_key if intervals else "",
