@@ -79,27 +79,27 @@ def hstu_attention_cached(
     )
     _check(q, k, v, offsets, call, kernel)
     _check_cache(q, v, offsets, cache, call)
-    return _hstu_attention_cached(
-        q,
-        k,
-        v,
-        offsets,
+    return _hstu_attention_cached(q, k, v, offsets, *_flat(cache, call), kernel)
+
+
+def _flat(cache: CachedKV, call: Call) -> tuple[Any, ...]:
+    """Cache and call as the arguments of the op between offsets and kernel."""
+    return (
         cache.k,
         cache.v,
         cache.lengths,
         cache.table,
         cache.timestamps,
-        num_targets,
-        timestamps,
-        position_bias,
-        time_bias,
-        max_len,
+        call.num_targets,
+        call.timestamps,
+        call.position_bias,
+        call.time_bias,
+        call.max_len,
         cache.max_len,
-        alpha,
-        divisor,
-        time_bias_divisor,
-        [int(value) for value in astuple(mask)],
-        kernel,
+        call.alpha,
+        call.divisor,
+        call.time_bias_divisor,
+        [int(value) for value in astuple(call.mask)],
     )
 
 
