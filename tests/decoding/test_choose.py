@@ -44,6 +44,16 @@ def test_top_slots_orders_tiny_and_huge_numbers() -> None:
         assert top_slots(keys, k).tolist() == [plain_top(keys[0].tolist(), k)]
 
 
+def test_top_slots_leaves_nan_out_whatever_its_sign() -> None:
+    nan = torch.tensor([0x7FC00000, -0x400000], dtype=torch.int32).view(torch.float32)
+    assert nan.isnan().all()
+    keys = torch.full((1, 300), -1.0)
+    keys[0, :299] = -torch.inf
+    keys[0, 3], keys[0, 150] = nan[0], nan[1]
+    assert top_slots(keys, 2).tolist() == [[299, 300]] and top_slots(keys[:, :151], 1) == 151
+    assert top_slots(keys[:, 295:], 7).tolist() == [[4, 5, 5, 5, 5]]
+
+
 def test_log_sum_exp_of_nothing_is_finite() -> None:
     x = torch.randn(5, 9) * 20
     torch.testing.assert_close(log_sum_exp(x).squeeze(1), x.logsumexp(1))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tzgen.decoding.choose import log_sum_exp, nucleus, perturb, top_slots
 from tzgen.decoding.expand import Candidates, FreeSpace, TrieSpace
-from tzgen.decoding.options import BeamOptions
+from tzgen.decoding.options import BeamOptions, LevelOp
 from tzgen.decoding.seen import Dead
 
 
@@ -52,8 +52,12 @@ class LevelSearch:
         self.limit = space.limit(depth, width // options.groups)
         self.last = depth + 1 == len(space.sizes)
 
-    def advance(self, beams: Beams, logits: Tensor) -> tuple[Beams, Tensor]:
+    def advance(
+        self, beams: Beams, logits: Tensor, level_op: LevelOp | None = None
+    ) -> tuple[Beams, Tensor]:
         """logits float32 [B, K, V] -> the new beams, and the old beam each continues [B, k]."""
+        if level_op is not None and self.options.plain and isinstance(self.space, TrieSpace):
+            return self.at_once(self.space, beams, logits, level_op)
         if not self.options.renormalize:
             logits = logits.log_softmax(-1)
         candidates = self.space.expand(self.depth, beams.nodes, logits)
@@ -76,6 +80,30 @@ class LevelSearch:
             alive = (part.scores > -torch.inf).to(counts.dtype)
             counts = counts.scatter_add(1, part.codes[:, :, -1], alive)
         return joined([part for part, _ in parts]), torch.cat([above for _, above in parts], 1)
+
+    def at_once(
+        self, space: TrieSpace, beams: Beams, logits: Tensor, level_op: LevelOp
+    ) -> tuple[Beams, Tensor]:
+        """`advance` by the op."""
+        level = space.trie.levels[self.depth]
+        dead = None if space.dead is None else space.dead[self.depth]
+        scores, nodes, parents, tokens = level_op(
+            logits,
+            beams.scores,
+            beams.nodes,
+            tokens=level.tokens,
+            indptr=level.indptr,
+            alive=None if space.catalogues is None else space.catalogues.alive[self.depth],
+            choice=space.choice,
+            dead_nodes=None if dead is None else dead.nodes,
+            dead_parents=None if dead is None else dead.parents,
+            num_nodes=level.num_nodes,
+            width=min(self.limit, beams.nodes.size(1) * level.branching),
+            renormalize=self.options.renormalize,
+        )
+        codes = beams.codes.gather(1, parents.unsqueeze(2).expand(-1, -1, self.depth))
+        codes = torch.cat([codes, tokens.unsqueeze(2)], 2)
+        return Beams(nodes, scores, scores, scores, codes), parents
 
     def one_group(
         self,

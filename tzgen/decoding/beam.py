@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from tzgen.decoding.advance import Beams, LevelSearch
 from tzgen.decoding.catalogues import SubCatalogues
 from tzgen.decoding.expand import FreeSpace, TrieSpace
-from tzgen.decoding.options import BeamOptions, BeamResult, BeamState, Step
+from tzgen.decoding.options import BeamOptions, BeamResult, BeamState, LevelOp, Step
 from tzgen.decoding.seen import dead_nodes
 from tzgen.decoding.trie import Trie
 
@@ -43,11 +43,13 @@ def beam_search(
     catalogues: SubCatalogues | None = None,
     choice: Tensor | None = None,
     generator: torch.Generator | None = None,
+    level_op: LevelOp | None = None,
 ) -> BeamResult:
     """Search for `batch` rows.
 
     seen: int64 [B, M] items a row may not get, padded with -1; catalogues: the sub-catalogues, of
-    which row b uses number choice[b] (int64 [B]; default the first); generator: for `sample`.
+    which row b uses number choice[b] (int64 [B]; default the first); generator: for `sample`;
+    level_op: does a level at once where the options are plain (`tzgen.ops.trie_level` on CPUs).
     """
     if catalogues is not None and choice is None:
         choice = torch.zeros(batch, dtype=torch.int64, device=trie.device)
@@ -57,7 +59,7 @@ def beam_search(
     if seen is not None and seen.size(1) > 0:
         dead = dead_nodes(trie, seen, catalogues, choice)
     space = TrieSpace(trie, catalogues, choice, dead)
-    return search(step, space, batch, options, trie.device, generator)
+    return search(step, space, batch, options, trie.device, generator, level_op)
 
 
 @torch.no_grad()
@@ -90,6 +92,7 @@ def search(
     options: BeamOptions,
     device: torch.device,
     generator: torch.Generator | None,
+    level_op: LevelOp | None = None,
 ) -> BeamResult:
     """The loop over levels."""
     num_levels = len(space.sizes)
@@ -110,7 +113,7 @@ def search(
         if options.temperature != 1:
             logits = logits / options.temperature
         level = LevelSearch(space, depth, widths[depth], options, generator)
-        beams, parents = level.advance(beams, logits)
+        beams, parents = level.advance(beams, logits, level_op)
         first = torch.arange(0, batch * num_beams, num_beams, device=device)
         rows = (parents + first.unsqueeze(1)).flatten()
     return finish(beams, widths[-1], options)

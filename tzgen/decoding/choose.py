@@ -17,10 +17,10 @@ INFINITY = 0x7FF0_0000_0000_0000  # the float64's bits
 def top_slots(keys: Tensor, k: int) -> Tensor:
     """Slots of the k largest of float32 [B, n], int64 [B, k] ascending; equal keys: the lower slot.
 
-    Keys are logarithms of probabilities: at most 0. -inf is no candidate: its slot is reported as
-    n, after all others. The k largest lie in the k blocks with the largest maxima, so only those
-    blocks are looked into. That holds with ties too: blocks are runs of slots, and among equal
-    maxima the lower blocks win.
+    Keys are logarithms of probabilities: at most 0. -inf and NaN are no candidates: their slot is
+    reported as n, after all others. The k largest lie in the k blocks with the largest maxima, so
+    only those blocks are looked into. That holds with ties too: blocks are runs of slots, and among
+    equal maxima the lower blocks win.
     """
     n = keys.size(1)
     if k >= n:
@@ -58,7 +58,7 @@ def ranks(keys: Tensor, slots: Tensor) -> Tensor:
     A float32 as a float64 leaves 29 bits free, where the slot goes; bit patterns of numbers >= 0
     are ordered as the numbers are.
     """
-    return (0.0 - keys).to(torch.float64).view(torch.int64).add_(slots)  # not -keys: -0.0 is 0.0
+    return keys.abs().to(torch.float64).view(torch.int64).add_(slots)  # keys <= 0; NaN comes last
 
 
 def log_sum_exp(x: Tensor) -> Tensor:

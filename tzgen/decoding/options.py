@@ -29,6 +29,11 @@ class BeamOptions:
     groups: int = 1
     group_penalty: float = 0.0
 
+    @property
+    def plain(self) -> bool:
+        """Beams are ranked by their scores alone."""
+        return self.top_p == 1 and not self.sample and self.groups == 1
+
     def widths(self, num_levels: int) -> tuple[int, ...]:
         """Beams after every level; wrong options are a ValueError."""
         beams = (self.beams,) * num_levels if isinstance(self.beams, int) else tuple(self.beams)
@@ -72,6 +77,9 @@ class BeamState:
 
 
 Step = Callable[[int, BeamState], Tensor]
+
+# One level in one pass, see tzgen/ops/trie_level: (scores, nodes, beams, codes) of the kept beams.
+LevelOp = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
