@@ -17,7 +17,8 @@ keeps one node with dynamic rows, tokens and cache. Inference only. What `kernel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -99,7 +100,7 @@ def _flat(cache: CachedKV, call: Call) -> tuple[Any, ...]:
         call.alpha,
         call.divisor,
         call.time_bias_divisor,
-        [int(value) for value in astuple(call.mask)],
+        [int(value) for value in vars(call.mask).values()],
     )
 
 
@@ -189,7 +190,7 @@ def _hstu_attention_cached(
     kernel: str,
 ) -> Tensor:
     call = Call(
-        _mask_of(mask),
+        _mask_of(tuple(mask)),
         max_len,
         alpha,
         divisor,
@@ -209,8 +210,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     return torch.empty(v.shape, dtype=q.dtype, device=v.device)
 
 
-def _mask_of(values: Sequence[int]) -> MaskSpec:
-    """The spec whose `astuple` are these numbers; flags come back as bool."""
+@lru_cache(maxsize=256)  # one a model; the reading takes longer than a small call
+def _mask_of(values: tuple[int, ...]) -> MaskSpec:
+    """The spec whose fields, in order, are these numbers; flags come back as bool."""
     flags = {field.name: isinstance(field.default, bool) for field in fields(MaskSpec)}
     named = zip(flags, values, strict=True)
     given = {name: bool(value) if flags[name] else value for name, value in named}
