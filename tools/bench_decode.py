@@ -60,14 +60,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def draw_codes(items: int, sizes: Sequence[int], seed: int) -> Tensor:
-    """About `items` distinct codes; the likely codes of a level differ from prefix to prefix."""
+    """About `items` distinct codes, shuffled; likely codes differ from prefix to prefix."""
     generator = torch.Generator().manual_seed(seed)
     columns, prefix = [], torch.zeros(items, dtype=torch.int64)
     for size in sizes:
         skewed = (torch.rand(items, generator=generator).square() * size).to(torch.int64)
         columns.append((skewed + prefix * 7919) % size)
         prefix = prefix * 31 + columns[-1] + 1
-    return torch.unique(torch.stack(columns, 1), dim=0)
+    key = torch.zeros(items, dtype=torch.int64)
+    for column, size in zip(columns, sizes, strict=True):
+        key = key * size + column
+    key = torch.unique(key)
+    key = key[torch.randperm(len(key), generator=generator)]
+    columns = []
+    for size in reversed(sizes):
+        columns.append(key % size)
+        key = key // size
+    return torch.stack(columns[::-1], 1)
 
 
 def quantise(items: int, sizes: Sequence[int]) -> Tensor:
@@ -232,10 +241,16 @@ class Decoder(nn.Module):
 def search_alone(
     args: argparse.Namespace, codes: Tensor, trie: Trie
 ) -> dict[str, Callable[[], object]]:
-    """The ways to search with the same logits given at every level."""
+    """The ways to search with the same logits given at every level.
+
+    The beams of a row get equal ones, so that all ways find the same whatever their order of beams.
+    """
     batch, beams, device = args.batch_size, args.beams, args.device
     options = BeamOptions(beams=beams)
-    given = [torch.randn(batch * beams, size, device=device) for size in trie.sizes]
+    given = [
+        torch.randn(batch, 1, size, device=device).expand(-1, beams, -1).reshape(-1, size)
+        for size in trie.sizes
+    ]
 
     def step(level: int, state: BeamState) -> Tensor:
         logits = given[level].view(batch, beams, -1)[:, : state.num_beams]
