@@ -13,12 +13,14 @@ from test_hstu_mask import rows, times_of
 
 from tzgen.ops.hstu_attention import MaskSpec, hstu_attention_reference
 from tzgen.ops.hstu_attention import bias as rab
+from tzgen.ops.hstu_attention import native as kernels
+from tzgen.ops.hstu_attention.call import Call
 from tzgen.ops.hstu_attention.mask import dense_mask
 from tzgen.ops.hstu_attention.native import mask_fields, time_steps
 from tzgen.ops.native.build import build
 
 native = op("CPU_NATIVE")
-QUERIES, KEYS, CHUNK = 96, 256, 1152  # of hstu_task.h
+QUERIES, KEYS = 96, 256  # of hstu_task.h
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,6 +50,22 @@ def test_matches_the_reference_at_every_border(length: int) -> None:
     targets = [min(length, 20), 1]
     case = Case(MaskSpec(), lengths=[length, 2], targets=targets, widths=(4, 4), biased=True)
     compare(case.run(native), case.in_float64().run(hstu_attention_reference), 1e-5)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_cut_rows_are_whole_rows(spec: MaskSpec) -> None:
+    """Rows of several tasks: long ones in production, all of them with chunks of a block here."""
+    case = Case(spec, lengths=[400, 97, 1], targets=[30, 97, 0], biased=True, dtype=torch.float64)
+    call = Call(
+        spec, 400, case.alpha, case.divisor, 0.301, case.targets, case.times, *case.tables.values()
+    )
+    tensors = [x.detach() for x in (case.q, case.k, case.v)]
+    rest = kernels.arguments(case.q, case.offsets, call)
+    ops = torch.ops.tzgen_native
+    out = ops.hstu_attention_forward(*tensors, *rest, chunk=QUERIES)
+    grads = ops.hstu_attention_backward(case.weights, *tensors, *rest, chunk=QUERIES)
+    got = dict(zip(NAMES, (out, *grads), strict=True))
+    compare(got, case.run(hstu_attention_reference), 1e-13)
 
 
 @pytest.mark.parametrize(

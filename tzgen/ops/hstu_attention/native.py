@@ -23,7 +23,7 @@ CELL_BITS = 18  # float32 numbers that share all but so many bits are a cell: 32
 def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, call: Call) -> Tensor:
     """[L, H, attention_dim] x 2, [L, H, hidden_dim] -> [L, H, hidden_dim]."""
     out: Tensor = torch.ops.tzgen_native.hstu_attention_forward(
-        q, k, v, *_arguments(q, offsets, call)
+        q, k, v, *arguments(q, offsets, call)
     )
     return out
 
@@ -33,7 +33,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and of the two bias tables (empty where there is no table)."""
     d_q, d_k, d_v, d_position, d_time = torch.ops.tzgen_native.hstu_attention_backward(
-        grad, q, k, v, *_arguments(q, offsets, call)
+        grad, q, k, v, *arguments(q, offsets, call)
     )
     return d_q, d_k, d_v, d_position, d_time
 
@@ -43,7 +43,8 @@ def mask_fields(call_mask: object) -> list[int]:
     return [int(value) for value in vars(call_mask).values()]
 
 
-def _arguments(q: Tensor, offsets: Tensor, call: Call) -> tuple[object, ...]:
+def arguments(q: Tensor, offsets: Tensor, call: Call) -> tuple[object, ...]:
+    """What follows q, k and v in a call of the C++ ops."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     steps = cells = None
     if call.time_bias is not None:

@@ -36,6 +36,7 @@ struct Backward {
   View grad, q, k, v;
   Sink d_q, d_k, d_v;
   std::vector<Partial<T>>& partials;
+  int64_t chunk;
 
   // The pointers of one task.
   struct Work {
@@ -53,7 +54,7 @@ struct Backward {
     pack(w);
     for (int64_t first = task.first; first < task.last; first += QUERIES)
       block(w, first, std::min(QUERIES, task.last - first));
-    if (chunk_of(w.length) < w.length) {
+    if (chunk_of(chunk, w.length) < w.length) {
       w.partial.d_keys.assign(w.d_keys, w.d_keys + w.count * w.wide_d);
       w.partial.d_values.assign(w.d_values, w.d_values + w.count * w.wide_h);
       return;
@@ -295,11 +296,11 @@ void sum_tables(const Problem& p, const Bias<T>& bias, const std::vector<Task>& 
 template <class T>
 void backward_in(const Problem& p, const Bias<T>& bias, const at::Tensor& grad,
                  const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                 const std::array<at::Tensor, 5>& out) {
-  const std::vector<Task> tasks = tasks_of(p);
+                 int64_t chunk, const std::array<at::Tensor, 5>& out) {
+  const std::vector<Task> tasks = tasks_of(p, chunk);
   std::vector<Partial<T>> partials(tasks.size());
   const Backward<T> work{p,       bias,         View(grad),   View(q),      View(k),
-                         View(v), Sink(out[0]), Sink(out[1]), Sink(out[2]), partials};
+                         View(v), Sink(out[0]), Sink(out[1]), Sink(out[2]), partials, chunk};
   run_tasks<Scratch<T>>(tasks, work);
   sum_chunks<T>(p, tasks, partials, work.d_k, work.d_v);
   sum_tables<T>(p, bias, tasks, partials, out[3].mutable_data_ptr<double>(),
@@ -312,7 +313,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const std::optional<at::Tensor>& times, const std::optional<at::Tensor>& position,
     const std::optional<at::Tensor>& time, const std::optional<at::Tensor>& steps,
     const std::optional<at::Tensor>& cells, double alpha, double divisor,
-    at::IntArrayRef mask) {
+    at::IntArrayRef mask, int64_t chunk) {
   const Problem p = problem_of(q, v, offsets, targets, times, alpha, divisor, mask);
   const bool wide = q.scalar_type() == at::kDouble;
   const auto table = [&](const std::optional<at::Tensor>& like) {
@@ -323,9 +324,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   const std::array<at::Tensor, 5> out = {fresh(q), fresh(k), fresh(v), table(position),
                                          table(time)};
   if (wide)
-    backward_in<double>(p, bias_of<double>(position, time, steps, cells), grad, q, k, v, out);
+    backward_in<double>(p, bias_of<double>(position, time, steps, cells), grad, q, k, v, chunk, out);
   else
-    backward_in<float>(p, bias_of<float>(position, time, steps, cells), grad, q, k, v, out);
+    backward_in<float>(p, bias_of<float>(position, time, steps, cells), grad, q, k, v, chunk, out);
   const at::ScalarType type = wide ? at::kDouble : at::kFloat;
   return {out[0], out[1], out[2], out[3].to(type), out[4].to(type)};
 }
@@ -336,7 +337,7 @@ TORCH_LIBRARY_FRAGMENT(tzgen_native, m) {
   m.def(
       "hstu_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor offsets, "
       "Tensor? num_targets, Tensor? timestamps, Tensor? position, Tensor? time, Tensor? steps, "
-      "Tensor? cells, float alpha, float divisor, int[] mask) "
+      "Tensor? cells, float alpha, float divisor, int[] mask, int chunk=8192) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
       &backward);
 }

@@ -114,10 +114,10 @@ template <class T>
 void forward_in(const Problem& p, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                 const std::optional<at::Tensor>& position, const std::optional<at::Tensor>& time,
                 const std::optional<at::Tensor>& steps, const std::optional<at::Tensor>& cells,
-                const at::Tensor& out) {
+                int64_t chunk, const at::Tensor& out) {
   const Bias<T> bias = bias_of<T>(position, time, steps, cells);
   const Forward<T> work{p, bias, View(q), View(k), View(v), Sink(out)};
-  run_tasks<Scratch<T>>(tasks_of(p), work);
+  run_tasks<Scratch<T>>(tasks_of(p, chunk), work);
 }
 
 at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -126,13 +126,13 @@ at::Tensor forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
                    const std::optional<at::Tensor>& position,
                    const std::optional<at::Tensor>& time, const std::optional<at::Tensor>& steps,
                    const std::optional<at::Tensor>& cells, double alpha, double divisor,
-                   at::IntArrayRef mask) {
+                   at::IntArrayRef mask, int64_t chunk) {
   const Problem p = problem_of(q, v, offsets, targets, times, alpha, divisor, mask);
   at::Tensor out = at::empty(v.sizes(), v.options());
   if (q.scalar_type() == at::kDouble)
-    forward_in<double>(p, q, k, v, position, time, steps, cells, out);
+    forward_in<double>(p, q, k, v, position, time, steps, cells, chunk, out);
   else
-    forward_in<float>(p, q, k, v, position, time, steps, cells, out);
+    forward_in<float>(p, q, k, v, position, time, steps, cells, chunk, out);
   return out;
 }
 
@@ -158,7 +158,7 @@ TORCH_LIBRARY_FRAGMENT(tzgen_native, m) {
   m.def(
       "hstu_attention_forward(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? num_targets, "
       "Tensor? timestamps, Tensor? position, Tensor? time, Tensor? steps, Tensor? cells, "
-      "float alpha, float divisor, int[] mask) -> Tensor",
+      "float alpha, float divisor, int[] mask, int chunk=1152) -> Tensor",
       &forward);
   m.def("hstu_attention_mask(int length, int num_targets, Tensor? timestamps, int[] mask) -> Tensor",
         &dense_mask);

@@ -23,7 +23,6 @@ namespace tzgen {
 constexpr int64_t QUERIES = 96;     // of a block: a multiple of 4, 6 and 8 rows
 constexpr int64_t KEYS = 256;       // of a tile: a multiple of every PANEL
 constexpr int64_t STRIDE = KEYS + 16;  // of a tile's rows: no power of two, for the cache's sake
-constexpr int64_t CHUNK = 1152;     // queries of a task, a multiple of QUERIES
 constexpr int64_t MAX_CHUNKS = 8;   // of a row: partial gradients stay O(tokens)
 
 constexpr double THREAD_COST = 1 << 16;  // of tasks that a thread is woken for: about 0.1 ms
@@ -185,15 +184,16 @@ static inline Bias<T> bias_of(const std::optional<at::Tensor>& position,
   return b;
 }
 
-static inline int64_t chunk_of(int64_t length) {
-  return std::max(CHUNK, up((length + MAX_CHUNKS - 1) / MAX_CHUNKS, QUERIES));
+// Queries of a task: `chunk`, or more where the row would be cut too often.
+static inline int64_t chunk_of(int64_t chunk, int64_t length) {
+  return up(std::max(chunk, (length + MAX_CHUNKS - 1) / MAX_CHUNKS), QUERIES);
 }
 
 // All tasks, heaviest first.
-static inline std::vector<Task> tasks_of(const Problem& p) {
+static inline std::vector<Task> tasks_of(const Problem& p, int64_t chunk_size) {
   std::vector<Task> tasks;
   for (int64_t row = 0; row < p.rows; row++) {
-    const int64_t length = p.length(row), step = chunk_of(length);
+    const int64_t length = p.length(row), step = chunk_of(chunk_size, length);
     for (int64_t first = 0, chunk = 0; first < length; first += step, chunk++) {
       const int64_t last = std::min(first + step, length);
       for (int64_t head = 0; head < p.heads; head++)
