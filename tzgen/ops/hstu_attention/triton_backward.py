@@ -93,7 +93,7 @@ def differentiate_queries(q, k, v, g, d_q, order, tiles_per_row, num_rows, rows,
     """dQ of one tile of queries and head, over the key tiles of the forward."""
     slot = tl.program_id(0) // heads
     head = tl.cast(tl.program_id(0) % heads, tl.int64)
-    _, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
+    _row, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
     first = tile * TILE.block_m
     if first < length:
         stop = tl.minimum(first + TILE.block_m, length)

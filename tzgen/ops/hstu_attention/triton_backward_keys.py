@@ -39,7 +39,7 @@ def differentiate_keys(q, k, v, g, d_k, d_v, order, tiles_per_row, num_rows, row
     """Both gradients of TILE.block_n keys."""
     slot = tl.program_id(0) // heads
     head = tl.cast(tl.program_id(0) % heads, tl.int64)
-    _, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
+    _row, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
     first = tile * TILE.block_n
     if first < length:
         stop = tl.minimum(first + TILE.block_n, length)

@@ -95,7 +95,7 @@ def _sum_by_column(q, k, v, g, sums, order, tiles_per_row, num_rows, slots, rows
     time_sums = tl.full((PARTS, WIDTH, WIDTH), 0.0, tl.float32)
     own_sum = tl.sum(tl.full((WIDTH,), 0.0, tl.float32), 0)
     for slot in range(group, slots, tl.num_programs(0)):
-        _, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
+        _row, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
         first = tile * TILE.block_m
         if first < length:
             stop = tl.minimum(first + TILE.block_m, length)
@@ -103,7 +103,9 @@ def _sum_by_column(q, k, v, g, sums, order, tiles_per_row, num_rows, slots, rows
             k_base = k.pointer + start * k.token_stride + head * k.head_stride
             v_base = v.pointer + start * v.token_stride + head * v.head_stride
             g_base = g.pointer + start * g.token_stride + head * g.head_stride
-            extra_stop, _, low, _, _, high = key_range(first, stop, history_end, SPEC)
+            extra_stop, _extra_full, low, _full_low, _full_high, high = key_range(
+                first, stop, history_end, SPEC
+            )
             extra_tiles = tl.cdiv(extra_stop, TILE.block_n)
             tiles = tl.cdiv(tl.maximum(high - low, 0), TILE.block_n)
             for n in range(extra_tiles + tiles):

@@ -71,7 +71,7 @@ def _attend(q, k, v, out, order, tiles_per_row, num_rows, rows, tables, half_alp
             SPEC: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     slot = tl.program_id(0) // heads
     head = tl.cast(tl.program_id(0) % heads, tl.int64)
-    _, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
+    _row, tile, start, length, history_end = row_of(slot, order, tiles_per_row, num_rows, rows)
     first = tile * TILE.block_m
     if first < length:
         stop = tl.minimum(first + TILE.block_m, length)
