@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,23 +20,47 @@ from tzgen.data.batch import Source
 from tzgen.features import create_features
 from tzgen.features.synthesis import synthesise
 from tzgen.protos.pipeline_pb2 import PipelineConfig
+from tzgen.sid.bundle import write_bundle
+from tzgen.sid.space import SidSpace
+from tzgen.sid.table import make_table
 
 CONFIGS = sorted((Path(__file__).parent.parent / "examples" / "configs").glob("*.config"))
 
 
-FITTED = {"sid_rqkmeans_beauty"}  # no losses: nothing is descended
+FITTED = {"sid_rqkmeans_beauty", "sid_rqkmeans_ml100k"}  # no losses: nothing is descended
 # Sixteen synthetic rows are too few for 256 codes.
 FEW_ITEMS = {
-    f"{model}_beauty": (
+    name: (
         f"model_config.{model}.codebook=[4, 4, 4]",
         f"model_config.{model}.candidate_output_config.topk=4",
     )
-    for model in ("sid_rqkmeans", "sid_rqvae")
+    for name in ("sid_rqkmeans_beauty", "sid_rqvae_beauty", "sid_rqkmeans_ml100k")
+    for model in (name.rpartition("_")[0],)
 }
 
 
 def named(path: Path) -> str:
     return path.stem
+
+
+@pytest.fixture
+def catalogue(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a generator's config names besides rows, under its own relative paths: a bundle of the
+    items that synthesised rows are about, and how often each was met."""
+    config = load_pipeline(path).model_config
+    model: Any = getattr(config, config.WhichOneof("model"))
+    if "bundle_path" not in model.DESCRIPTOR.fields_by_name:
+        return
+    monkeypatch.chdir(tmp_path)
+    ids, space = np.arange(1000), SidSpace((10, 10, 10))
+    codes = np.stack([ids // 100, ids // 10 % 10, ids % 10], 1)
+    bundle = Path(model.bundle_path)
+    table = make_table(pa.array(ids), codes, space)
+    write_bundle(bundle.parent, bundle.name, table, policy="none", capacity=1, notes={})
+    items = Path(model.cold_items.input_path).parent
+    items.mkdir(parents=True)
+    counts = pa.table({"item_id": ids, "train_count": ids % 9})
+    pq.write_table(counts, items / "part-0.parquet")
 
 
 def test_there_are_examples() -> None:
@@ -46,6 +73,10 @@ def test_there_are_examples() -> None:
         "ple_kuairand",
         "sid_rqkmeans_beauty",
         "sid_rqvae_beauty",
+        "sid_rqkmeans_ml100k",
+        "tiger_beauty",
+        "genrec_hstu_beauty",
+        "tiger_ml100k",
     }
 
 
@@ -54,6 +85,7 @@ def test_is_valid(path: Path) -> None:
     assert build.validate(load_pipeline(path)) == []
 
 
+@pytest.mark.usefixtures("catalogue")
 @pytest.mark.parametrize("path", CONFIGS, ids=named)
 def test_trains_two_steps_on_synthetic_rows(path: Path, tmp_path: Path) -> None:
     config = load_pipeline(path)
@@ -78,6 +110,7 @@ def test_trains_two_steps_on_synthetic_rows(path: Path, tmp_path: Path) -> None:
     assert losses or path.stem in FITTED
 
 
+@pytest.mark.usefixtures("catalogue")
 @pytest.mark.parametrize("path", CONFIGS, ids=named)
 def test_every_field_deleted_renamed_and_retyped(path: Path) -> None:
     """Each mutation is refused by name, or computes a loss without the field."""
