@@ -65,6 +65,23 @@ def test_tables_and_dense_weights_are_apart(tmp_path: Path) -> None:
     assert set(dense) == set(pipeline.module.head.state_dict())
 
 
+@pytest.mark.parametrize("name", ["mmoe", "ple", "mmoe_sequence"])
+def test_weights_beside_the_tables_travel(tmp_path: Path, name: str) -> None:
+    """AutoDis and sequence encoders are part of the embeddings and are trained."""
+    config = config_of(name)
+    pipeline = pipeline_of(config)
+    with torch.no_grad():
+        for parameter in pipeline.module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    batch = batch_of(config, pipeline)
+    path = writing.export_package(pipeline, batch, tmp_path / "p", provenance={})
+    dense = load_file(path / "dense.safetensors")
+    assert any(key.startswith("embeddings.assemble") for key in dense)
+    assert (
+        largest_difference(pipeline.predict(batch)[0], load_package(path).predict(batch)[0])[1] == 0
+    )
+
+
 def test_drift_refuses_to_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = writing._write_weights
 

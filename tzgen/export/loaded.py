@@ -109,36 +109,67 @@ def load_package(
     tables.load_tables(load_file(path / "tables.safetensors"))
     pipeline.module.eval()
     inputs = tuple(GraphInput(**entry) for entry in package.manifest["inputs"])
+    _load_dense(package, pipeline)
     if package.format == "EAGER":
-        _load_dense(package, pipeline)
         model = cached_model(pipeline.model)
         cached = None if model is None else EagerCached(pipeline, model)
-        full = FullGraph(pipeline, inputs, served=True).eval()
-        return LoadedPackage(package, pipeline, inputs, full, cached)
+        eager = FullGraph(pipeline, inputs, served=True).eval()
+        return LoadedPackage(package, pipeline, inputs, eager, cached)
     made_for = package.manifest["device"]
     if made_for != device.type:
         raise UserError(
             f"{package.path} was compiled for {made_for}, this process computes on {device.type}: "
             "export it here, or with --set export_config.format=EAGER"
         )
-    return LoadedPackage(
-        package, pipeline, inputs, _compiled(package, "full"), _compiled_cached(package, pipeline)
-    )
+    full = _compiled(package, pipeline, "full")
+    return LoadedPackage(package, pipeline, inputs, full, _compiled_cached(package, pipeline))
+
+
+def dense_state(pipeline: Pipeline) -> dict[str, Tensor]:
+    """All weights but tables: the head's by their names, those beside tables under embeddings."""
+    module = pipeline.module
+    beside = {
+        f"embeddings.{name}": tensor
+        for name, tensor in module.embeddings.state_dict().items()
+        if not name.startswith("tables.")
+    }
+    return {**module.head.state_dict(), **beside}
 
 
 def _load_dense(package: Package, pipeline: Pipeline) -> None:
-    missing, unexpected = pipeline.module.head.load_state_dict(
-        load_file(package.path / "dense.safetensors"), strict=False
-    )
+    held, found = dense_state(pipeline), load_file(package.path / "dense.safetensors")
+    missing, unexpected = sorted(held.keys() - found.keys()), sorted(found.keys() - held.keys())
     if missing or unexpected:
         raise UserError(
             f"{package.path}: weights and pipeline.config disagree; missing {missing[:3]}, "
             f"unexpected {unexpected[:3]}: export again with this version"
         )
+    with torch.no_grad():
+        for name, tensor in held.items():
+            tensor.copy_(found[name])
 
 
-def _compiled(package: Package, name: str) -> Graph:
+def _compiled(package: Package, pipeline: Pipeline, name: str) -> Graph:
+    """A compiled graph over the pipeline's weights, which all graphs share."""
     compiled: Any = torch._inductor.aoti_load_package(str(package.graph(name)))
+    if "weights" not in package.manifest:  # an older package, whose graphs hold their own
+        return compiled  # type: ignore[no-any-return]
+    head = pipeline.module.head
+    held = {
+        f"head.{key}": value for key, value in (*head.named_parameters(), *head.named_buffers())
+    }
+    literals = package.graph(name).with_suffix(".safetensors")
+    if literals.exists():
+        device = next(pipeline.module.parameters()).device
+        held |= load_file(literals, device=str(device))
+    names = compiled.get_constant_fqns()
+    if missing := [key for key in names if key not in held]:
+        raise UserError(
+            f"{package.graph(name)} reads {missing[:3]}, which dense.safetensors and the model do "
+            "not have: export again with this version"
+        )
+    given = {key: held[key].detach() for key in names}
+    compiled.load_constants(given, check_full_update=True, user_managed=True)
     return compiled  # type: ignore[no-any-return]
 
 
@@ -153,5 +184,7 @@ def _compiled_cached(package: Package, pipeline: Pipeline) -> Cached | None:
         CacheLayout(**package.manifest["cache"]),
         inputs={n: tuple(GraphInput(**entry) for entry in listed[n]["inputs"]) for n in names},
         outputs={n: tuple(listed[n]["outputs"]) for n in names},
-        graph=functools.cache(functools.partial(_compiled, package)),  # loaded when first used
+        graph=functools.cache(
+            functools.partial(_compiled, package, pipeline)
+        ),  # loaded when first used
     )

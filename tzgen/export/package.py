@@ -6,7 +6,8 @@ pipeline.config          features, groups and model, for parsing rows and for EA
 tables.safetensors       embedding tables by table name, full tensors
 dense.safetensors        all other weights, one file for all graphs
 graphs/full.pt2          compiled graphs of format AOTI (full; encode, score, append of models that
-                         have them); none for EAGER
+                         have them) without weights, and tensors that their code writes down;
+                         none for EAGER
 native/*.so              the native op library, where the model runs on it
 replay.safetensors       groups and outputs of the batch that proved the package equal to eager
 """

@@ -20,7 +20,7 @@ from tzgen.errors import UserError
 from tzgen.export.cached import cached_model
 from tzgen.export.cached_graphs import TracedGraph, make_graphs
 from tzgen.export.graphs import FullGraph, GraphInput, flatten, inputs_of, trace
-from tzgen.export.loaded import load_package
+from tzgen.export.loaded import dense_state, load_package
 from tzgen.export.native import carry
 from tzgen.export.package import staged, write_manifest
 from tzgen.export.parity import cached_answers, edge_cases, largest_difference
@@ -63,6 +63,7 @@ def export_package(
             **full,
             "graphs": {"full": full, **{name: made.as_json() for name, made in cached.items()}},
             **_cache_facts(pipeline, cached),
+            "weights": "dense.safetensors",
             "native_library": carry(pipeline, folder, device),
             "torch": torch.__version__,
             **provenance,
@@ -142,8 +143,8 @@ def _write_weights(pipeline: Pipeline, folder: Path) -> None:
     weights = pipeline.module.embeddings.tables.named_weights()
     tables = {name: weight.detach().contiguous().cpu() for name, weight in weights}
     dense = {
-        n: t.detach().clone().contiguous().cpu()
-        for n, t in pipeline.module.head.state_dict().items()
+        name: tensor.detach().clone().contiguous().cpu()
+        for name, tensor in dense_state(pipeline).items()
     }
     save_file(tables, folder / "tables.safetensors")
     save_file(dense, folder / "dense.safetensors")
@@ -157,13 +158,25 @@ def _write_replay(flat: Sequence[Tensor], outputs: Mapping[str, Tensor], folder:
 
 
 def _compile(graphs: Mapping[str, tuple[nn.Module, tuple[Tensor, ...]]], folder: Path) -> None:
+    """Compile without weights; tensors that the code itself writes down lie beside each graph."""
     (folder / "graphs").mkdir()
     for name, (graph, example) in graphs.items():
+        program = trace(graph, example)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch about its own pytrees
             torch._inductor.aoti_compile_and_package(
-                trace(graph, example), package_path=str(folder / "graphs" / f"{name}.pt2")
+                program,
+                package_path=str(folder / "graphs" / f"{name}.pt2"),
+                inductor_configs={"aot_inductor.package_constants_in_so": False},
             )
+        held = {key for key, _ in (*graph.named_parameters(), *graph.named_buffers())}
+        literals = {
+            key: value.detach().clone().contiguous().cpu()
+            for key, value in program.constants.items()
+            if isinstance(value, Tensor) and key not in held
+        }
+        if literals:
+            save_file(literals, folder / "graphs" / f"{name}.safetensors")
 
 
 def _max_lens(groups: Mapping[str, Tensor | Ragged], pipeline: Pipeline) -> dict[str, int]:
