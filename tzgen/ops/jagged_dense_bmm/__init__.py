@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every row of a ragged batch through its own linear map: y_l = x_l @ W[row(l)] + b[row(l)].
 
-L tokens of B rows, K -> M features. One `torch.library` op (`tzgen::jagged_dense_bmm`); a loop over
-rows, so neither padded tokens nor a weight a token is ever materialised.
+L tokens of B rows, K -> M features. One `torch.library` op (`tzgen::jagged_dense_bmm`): on a CPU a
+loop over rows, on CUDA one Triton launch that asks the device nothing. Neither padded tokens nor a
+weight a token is ever materialised.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from itertools import pairwise
 from typing import Any
 
@@ -30,8 +33,21 @@ def jagged_dense_bmm_broadcast_add(
     return _forward(jagged, offsets, dense, bias)
 
 
+def _on_triton(x: Tensor) -> bool:
+    return x.device.type == "cuda" and x.dtype != torch.float64 and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 @torch.library.custom_op("tzgen::jagged_dense_bmm", mutates_args=())
 def _forward(jagged: Tensor, offsets: Tensor, dense: Tensor, bias: Tensor) -> Tensor:
+    if _on_triton(jagged):
+        from tzgen.ops.jagged_dense_bmm import triton_jagged_bmm  # only where it is dispatched
+
+        return triton_jagged_bmm.forward(jagged, offsets, dense, bias)
     out = torch.empty(jagged.size(0), dense.size(2), dtype=jagged.dtype, device=jagged.device)
     bounds = offsets.tolist()
     for row, (start, stop) in enumerate(pairwise(bounds)):
@@ -49,6 +65,10 @@ def _(jagged: Tensor, offsets: Tensor, dense: Tensor, bias: Tensor) -> Tensor:
 def _backward_op(
     grad: Tensor, jagged: Tensor, offsets: Tensor, dense: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if _on_triton(jagged):
+        from tzgen.ops.jagged_dense_bmm import triton_jagged_bmm  # only where it is dispatched
+
+        return triton_jagged_bmm.backward(grad, jagged, offsets, dense)
     d_jagged = torch.empty(jagged.shape, dtype=jagged.dtype, device=jagged.device)
     d_dense = torch.zeros(dense.shape, dtype=dense.dtype, device=dense.device)
     d_bias = torch.zeros(dense.size(0), dense.size(2), dtype=dense.dtype, device=dense.device)
