@@ -49,6 +49,14 @@ def test_codes_are_the_nearest_of_each_part() -> None:
         assert torch.equal(codes[:, part], torch.cdist(turned, books[part]).argmin(1))
 
 
+def test_autocast_changes_no_code() -> None:
+    x = tied(400) + 5.0
+    rotation, books = opq_rotation(x, parts=2, size=32, options=KMeansOptions(niter=4), rounds=2)
+    alone = product_codes(x, rotation, books)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(product_codes(x, rotation, books), alone)
+
+
 def test_parts_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="3 sub-vectors of 8"):
         opq_rotation(tied(), parts=3, size=4, options=KMeansOptions())

@@ -180,6 +180,17 @@ def test_init_from_rows_uses_every_code() -> None:
         made.init_from(z[:6], KMeansOptions())
 
 
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_autocast_changes_no_code(distance: str) -> None:
+    options = replace(PLAIN, codebook=(64, 64), distance_type=distance)
+    made, z = quantizer(options, dim=16).eval(), vectors(n=500, dim=16) + 3.0
+    alone = made(z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(made(z).codes, alone.codes)
+        assert torch.equal(made.encode(z), alone.codes)
+        assert made.train()(z.bfloat16()).out.isfinite().all()
+
+
 def test_candidates_are_the_nearest_codes_of_the_last_level() -> None:
     made, z = quantizer().eval(), vectors()
     codes, distances = made.candidates(z, 4)

@@ -11,6 +11,7 @@ k-means: each centroid takes its ceil(N / K) nearest free points).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -44,13 +45,21 @@ class KMeansFit:
     empty: int
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Where codes are chosen: bfloat16's differences of large squares would choose others. Nothing
+    is entered, or traced, outside autocast."""
+    active = torch.is_autocast_enabled(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if active else nullcontext()
+
+
 def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """Index int64 [N] of the nearest centroid and the squared distance [N]; ties: the lowest."""
     norms = centroids.square().sum(1)
     rows = max(1, BLOCK_NUMBERS // max(centroids.size(0), 1))
     index, distance = [], []
     for block in x.split(rows):
-        scores = torch.addmm(norms, block, centroids.t(), alpha=-2.0)
+        with without_autocast(x):
+            scores = torch.addmm(norms, block, centroids.t(), alpha=-2.0)
         best = scores.min(dim=1)
         index.append(best.indices)
         distance.append((best.values + block.square().sum(1)).clamp(min=0.0))

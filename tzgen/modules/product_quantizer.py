@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tzgen.modules.collectives import sum_over_ranks
-from tzgen.modules.kmeans import KMeansOptions, kmeans, nearest
+from tzgen.modules.kmeans import KMeansOptions, kmeans, nearest, without_autocast
 
 
 def opq_rotation(
@@ -51,5 +51,6 @@ def _part(x: Tensor, size: int, options: KMeansOptions) -> tuple[Tensor, Tensor]
 
 def product_codes(x: Tensor, rotation: Tensor, books: Tensor) -> Tensor:
     """int64 [N, parts]: the nearest code of every part of the rotated x."""
-    turned = (x @ rotation).view(x.size(0), books.size(0), -1)
+    with without_autocast(x):
+        turned = (x @ rotation).view(x.size(0), books.size(0), -1)
     return torch.stack([nearest(turned[:, p], books[p])[0] for p in range(books.size(0))], dim=1)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tzgen.modules.collectives import from_first_rank, gather_rows, sum_over_ranks
-from tzgen.modules.kmeans import KMeansOptions, residual_kmeans
+from tzgen.modules.kmeans import KMeansOptions, residual_kmeans, without_autocast
 
 RESTART_ROWS = 1024  # rows of a rank that dead codes are drawn from
 
@@ -200,11 +200,13 @@ class ResidualQuantizer(nn.Module):
         return code, vector, (code != closest).to(distances.dtype).mean()
 
     def _distances(self, points: Tensor, book: Tensor) -> Tensor:
-        """[N, K]: squared euclidean, or one minus cosine."""
-        if self.options.distance_type == "cosine":
-            return 1.0 - F.normalize(points, dim=1) @ F.normalize(book, dim=1).t()
-        squares = points.square().sum(1, keepdim=True) + book.square().sum(1)
-        return torch.addmm(squares, points, book.t(), alpha=-2.0)
+        """[N, K]: squared euclidean, or one minus cosine, in the codebook's precision."""
+        with without_autocast(points):
+            points = points.to(book.dtype)
+            if self.options.distance_type == "cosine":
+                return 1.0 - F.normalize(points, dim=1) @ F.normalize(book, dim=1).t()
+            squares = points.square().sum(1, keepdim=True) + book.square().sum(1)
+            return torch.addmm(squares, points, book.t(), alpha=-2.0)
 
     def _balanced(self, level: int, distances: Tensor, closest: Tensor) -> Tensor:
         chosen = self.options.sinkhorn
