@@ -146,3 +146,23 @@ def test_checkpoints_predict_in_micro_batches(name: str) -> None:
     got, got_repeat = chunked.predict(rows)
     assert largest_difference(want, got)[1] < 1e-5
     assert repeat is not None and got_repeat is not None and torch.equal(repeat, got_repeat)
+
+
+def test_truncated_models_score_from_caches_by_their_modules(tmp_path: Path) -> None:
+    """No graph can foresee how many tokens are left behind the cut; the modules can."""
+    hstu = "model_config.dlrm_hstu.hstu"
+    cut = (f"{hstu}.attn_truncation_split_layer=1", f"{hstu}.attn_truncation_tail_len=2")
+    config = config_of("dlrm_hstu", *cut)
+    pipeline = pipeline_of(config)
+    rows = batch_of(config, pipeline, num_rows=4)
+    loaded = load_package(export_package(pipeline, rows, tmp_path / "p", provenance={}))
+    assert loaded.package.graph_names == ("full",)
+    assert "as saved, encoded" in loaded.package.manifest["parity"]
+    with torch.no_grad():
+        groups = loaded.pipeline.module.embeddings(rows)
+    cache = loaded.encode(groups)
+    first, second = (int(layer.lengths.sum()) for layer in cache.layers)
+    assert second < first
+    assert largest_difference(loaded.predict(rows)[0], loaded.score(groups, cache))[1] < 1e-5
+    with pytest.raises(UserError, match="attn_truncation_tail_len"):
+        loaded.append(groups, cache)
