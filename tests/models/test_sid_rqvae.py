@@ -80,6 +80,22 @@ def test_cost_and_letter_losses_train() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("more", ["", "ema {}", "rotation_trick: true"])
+def test_collaborative_vectors_train_the_encoder(more: str) -> None:
+    """Also where running means move the codebooks, so that no gradient of theirs is left."""
+    groups = GROUP + GROUP.replace('"deep"', '"cf"').replace('"x"', '"y"')
+    text = (
+        f'sid_rqvae {{ {BODY} {more} feature_group: "deep" collaborative_feature_group: "cf" }} '
+        "losses { collaborative_loss {} }"
+    )
+    model = tokenizer(text, {"deep": (8,), "cf": (4,)}, groups)
+    objective = SidObjective(model_config(text, groups))
+    outputs = model.train()({"deep": items(), "cf": torch.randn(300, 4)})
+    objective.combine(objective(outputs, Batch(num_rows=300))).backward()
+    gradients = [parameter.grad for parameter in model.encoder.parameters()]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in gradients)
+
+
 def test_an_unset_sinkhorn_is_on_as_upstream_and_off_with_gumbel() -> None:
     message = model_config(f"sid_rqvae {{ {BODY} }}").sid_rqvae
     chosen = quantizer_options(message).sinkhorn
@@ -98,6 +114,11 @@ def test_an_unset_sinkhorn_is_on_as_upstream_and_off_with_gumbel() -> None:
         ("gumbel_temperature { end: 0 }", LOSSES, "temperatures above 0"),
         ("dead_code_restart { interval: 0 }", LOSSES, "dead_code_restart.interval"),
         ("diversity {}", LOSSES, "diversity without diversity_loss"),
+        (
+            "diversity {} ema {}",
+            LOSSES + " losses { diversity_loss {} }",
+            "ema with diversity_loss",
+        ),
         ("", LOSSES + " losses { collaborative_loss {} }", "collaborative_feature_group"),
         ("", "losses { recon_loss {} }", "codebooks never move"),
     ],

@@ -27,6 +27,7 @@ def outputs(n: int = 6) -> Outputs:
         "decoded": torch.randn(n, 4, requires_grad=True),
         "encoded": torch.randn(n, 3, requires_grad=True),
         "cumulative": torch.randn(n, 2, 3, requires_grad=True),
+        "quantized": torch.randn(n, 3, requires_grad=True),
         "diversity": torch.rand(n),
         "pair_inputs": torch.randn(n, 4),
         "pair_decoded": torch.randn(n, 4),

@@ -81,6 +81,7 @@ class SidRqvae(Tokenizer):
             "inputs": x,
             "encoded": z,
             "cumulative": found.cumulative,
+            "quantized": found.out,
             "decoded": self.decoder(found.out),
             "gap": found.gap,
         }
@@ -209,6 +210,10 @@ def _loss_problems(model_config: Any, config: Any) -> Iterator[Problem]:
         path = f"model_config.sid_rqvae.{field}" if there else "model_config.losses"
         found = f"{field} without {loss}" if there else f"{loss} without sid_rqvae.{field}"
         yield Problem(path, found, "both or neither", "Add the other, or remove this.")
+    if "diversity_loss" in losses and config.HasField("ema"):
+        path, found = "model_config.sid_rqvae.ema", "ema with diversity_loss"
+        remedy = "Running means move them, and the loss would do nothing: remove one of the two."
+        yield Problem(path, found, "codebooks that gradients move", remedy)
     if "commitment_loss" not in losses and not config.HasField("ema"):
         yield Problem(
             "model_config.losses",

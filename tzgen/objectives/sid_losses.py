@@ -56,7 +56,8 @@ def contrastive_recon_loss(
 def collaborative_loss(
     quantized: Tensor, all_vectors: Tensor, first: int, *, temperature: float
 ) -> Tensor:
-    """LETTER: quantized [N, d], collaborative vectors [M, d] of all ranks -> [N]."""
+    """LETTER: quantized [N, d], collaborative vectors [M, d] of all ranks -> [N]. Its gradient goes
+    straight through the choice of codes to the encoder, as in the authors' implementation."""
     if quantized.size(1) != all_vectors.size(1):
         raise UserError(
             f"collaborative vectors have {all_vectors.size(1)} numbers and the code space "

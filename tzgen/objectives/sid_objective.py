@@ -3,7 +3,8 @@
 
 Tensors that a model gives (N rows, all float32):
     inputs [N, D], decoded [N, D]                recon_loss, contrastive_recon_loss
-    encoded [N, d], cumulative [N, S, d]         commitment_loss; collaborative_loss its last level
+    encoded [N, d], cumulative [N, S, d]         commitment_loss
+    quantized [N, d], with the encoder's gradient    collaborative_loss
     pair_inputs, pair_decoded [N, D], is_pair [N]    contrastive_loss
     collaborative [N, d]                         collaborative_loss
     diversity [N]                                diversity_loss
@@ -34,7 +35,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "commitment_loss": ("encoded", "cumulative"),
     "contrastive_loss": ("pair_inputs", "pair_decoded", "is_pair", "all_units"),
     "contrastive_recon_loss": ("inputs", "decoded", "all_inputs"),
-    "collaborative_loss": ("cumulative", "all_collaborative"),
+    "collaborative_loss": ("quantized", "all_collaborative"),
     "diversity_loss": ("diversity",),
 }
 FIRST_SCALE = math.log(1 / 0.07)
@@ -110,7 +111,7 @@ class SidObjective(Objective):
             )
         if kind == "collaborative_loss":
             return sid_losses.collaborative_loss(
-                tensors["cumulative"][:, -1],
+                tensors["quantized"],
                 tensors["all_collaborative"],
                 first,
                 temperature=options.temperature,
