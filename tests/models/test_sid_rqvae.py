@@ -86,7 +86,7 @@ def test_collaborative_vectors_train_the_encoder(more: str) -> None:
     groups = GROUP + GROUP.replace('"deep"', '"cf"').replace('"x"', '"y"')
     text = (
         f'sid_rqvae {{ {BODY} {more} feature_group: "deep" collaborative_feature_group: "cf" }} '
-        "losses { collaborative_loss {} }"
+        "losses { collaborative_loss {} } losses { commitment_loss {} weight: 0 }"
     )
     model = tokenizer(text, {"deep": (8,), "cf": (4,)}, groups)
     objective = SidObjective(model_config(text, groups))
@@ -126,6 +126,11 @@ def test_an_unset_sinkhorn_is_on_as_upstream_and_off_with_gumbel() -> None:
 def test_what_cannot_work_is_refused(more: str, losses: str, text: str) -> None:
     found = problems_of(f"sid_rqvae {{ {BODY} {more} }} {losses}", WIDTHS)
     assert any(text in problem for problem in found), found
+
+
+def test_gumbel_softmax_moves_codebooks_without_a_commitment_loss() -> None:
+    text = f"sid_rqvae {{ {BODY} forward_mode: 'gumbel_softmax' }} losses {{ recon_loss {{}} }}"
+    assert problems_of(text, WIDTHS) == []
 
 
 def test_widths_of_other_groups_are_checked() -> None:

@@ -100,5 +100,5 @@ def test_losses_that_do_not_fit_are_refused(losses: str, text: str) -> None:
 
 def test_a_loss_whose_tensors_the_model_does_not_give_is_named() -> None:
     objective = SidObjective(config("losses { collaborative_loss {} }"))
-    with pytest.raises(ConfigError, match="no cumulative, all_collaborative"):
+    with pytest.raises(ConfigError, match="no quantized, all_collaborative"):
         objective(Outputs({}, {}), Batch(num_rows=1))

@@ -214,7 +214,8 @@ def _loss_problems(model_config: Any, config: Any) -> Iterator[Problem]:
         path, found = "model_config.sid_rqvae.ema", "ema with diversity_loss"
         remedy = "Running means move them, and the loss would do nothing: remove one of the two."
         yield Problem(path, found, "codebooks that gradients move", remedy)
-    if "commitment_loss" not in losses and not config.HasField("ema"):
+    by_decoder = config.forward_mode == "gumbel_softmax"
+    if "commitment_loss" not in losses and not (config.HasField("ema") or by_decoder):
         yield Problem(
             "model_config.losses",
             "no commitment_loss",
