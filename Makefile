@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make quickstart | make test | make lint | make bench | make docs   (README: what each does)
+# make quickstart | make quickstart-generative | make test | make lint | make bench | make docs   (README: what each does)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ REQUIREMENTS := $(if $(shell command -v nvidia-smi 2>/dev/null),requirements/gpu
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup native quickstart test test-slow lint bench docs clean
+.PHONY: help setup native quickstart quickstart-generative test test-slow lint bench docs clean
 
 help:
 	@sed -n 2p Makefile
@@ -33,6 +33,9 @@ $(VENV)/.protos: $(VENV)/.installed $(PROTOS)
 
 quickstart: setup
 	$(PY) tools/quickstart.py
+
+quickstart-generative: setup
+	$(PY) tools/quickstart_generative.py
 
 test: setup
 	$(PY) -m pytest -n 2 --dist loadfile -q
