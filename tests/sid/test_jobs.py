@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from tzgen.sid.bundle import Bundle, open_bundle
 from tzgen.sid.jobs import bundle_job
 
 
-def predictions(path: Path, first: int, last: int, *, candidates: bool = True) -> Path:
-    """Shuffled items; item i has the codes of a fixed random table."""
-    rng = np.random.default_rng(0)
+def predictions(
+    path: Path, first: int, last: int, *, candidates: bool = True, seed: int = 0
+) -> Path:
+    """Shuffled items; item i has the codes of a random table, which `seed` fixes."""
+    rng = np.random.default_rng(seed)
     table = np.stack([rng.integers(0, 3, 100), rng.integers(0, 8, 100)], 1)
     order = np.random.default_rng(first).permutation(np.arange(first, last))
     columns: dict[str, Any] = {"item_id": order, "codes": pa.array(table[order].tolist())}
@@ -32,13 +35,19 @@ def predictions(path: Path, first: int, last: int, *, candidates: bool = True) -
     return path
 
 
-def publish(root: Path, codes: Path, generation: str = "g1", **changes: Any) -> Bundle:
+def publish(
+    root: Path,
+    codes: Path,
+    generation: str = "g1",
+    notes: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Bundle:
     flags = {
         "bundle_path": str(root), "generation": generation, "from_generation": None,
         "codes_path": str(codes), "item_id_field": "item_id", "code_field": "codes",
         "codebook": "3,8", "policy": "suffix", "capacity": 1, "suffix_size": None,
     }  # fmt: skip
-    return bundle_job(argparse.Namespace(**(flags | changes)), {})
+    return bundle_job(argparse.Namespace(**(flags | changes)), notes or {})
 
 
 @pytest.mark.parametrize("policy", ["suffix", "next_best", "sinkhorn_last_level", "none"])
@@ -69,6 +78,34 @@ def test_an_append_keeps_what_is_published(tmp_path: Path, policy: str) -> None:
         publish(root, both, "g3", from_generation="g2", codebook=None)
     with pytest.raises(UserError, match="an append keeps the ID space"):
         publish(root, both, "g3", from_generation="g1", codebook="3,9")
+
+
+def test_codes_of_another_tokenizer_are_not_appended(tmp_path: Path) -> None:
+    root = tmp_path / "sids"
+    publish(root, predictions(tmp_path / "a.parquet", 0, 15), suffix_size=9)
+    other = predictions(tmp_path / "b.parquet", 0, 22, seed=1)
+    with pytest.raises(UserError, match=r"1[345] of 15 items have other codes"):
+        publish(root, other, "g2", from_generation="g1", codebook=None)
+    whose = {"codebook_hash": "aaaa"}
+    publish(root, tmp_path / "a.parquet", "h1", whose, suffix_size=9)
+    new = predictions(tmp_path / "c.parquet", 15, 22)
+    with pytest.raises(UserError, match="of the tokenizer aaaa, these are of bbbb"):
+        publish(root, new, "h2", {"codebook_hash": "bbbb"}, from_generation="h1", codebook=None)
+    publish(root, new, "h2", whose, from_generation="h1", codebook=None)
+
+
+def test_an_append_to_ids_without_a_suffix_makes_none(tmp_path: Path) -> None:
+    root = tmp_path / "sids"
+    publish(root, predictions(tmp_path / "a.parquet", 0, 15), policy="none")
+    manifest = root / "g1" / "manifest.json"
+    body = json.loads(manifest.read_text())
+    del body["policy"]  # as TorchEasyRec's bundles
+    manifest.write_text(json.dumps(body))
+    both = predictions(tmp_path / "b.parquet", 0, 22)
+    with pytest.raises(UserError, match="have no suffix"):
+        publish(root, both, "g2", from_generation="g1", codebook=None)
+    second = publish(root, both, "g2", from_generation="g1", codebook=None, policy="none")
+    assert second.table.space.codebook == (3, 8)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tzgen.sid.space import Ints, SidSpace
 from tzgen.sid.table import SidTable, make_table, merged_table, resolved_table
 
 CANDIDATES, SCORES = "candidate_codes", "candidate_scores"
+CHANGED = 0.5  # of the published items: from there on the codes are another tokenizer's
 
 
 def codes_flags(args: argparse.Namespace, config: Any) -> argparse.Namespace:
@@ -116,12 +117,13 @@ def bundle_job(args: argparse.Namespace, notes: Mapping[str, Any]) -> Bundle:
     space = SidSpace(_codebook(args, codes, before))
     candidates = _candidates(rows, space)
     if before is not None:
+        _require_same_tokenizer(before, item_id, codes, notes.get("codebook_hash"))
         item_id, codes, candidates = _only_new(before, item_id, codes, candidates)
     table, order = _sorted_table(item_id, codes, space)
     if candidates is not None:
         costs = None if candidates.costs is None else candidates.costs[order]
         candidates = Candidates(candidates.codes[order], costs)
-    policy = args.policy if before is None else before.manifest.get("policy", args.policy)
+    policy = _policy(args, before)
     found = resolve(
         table.codes,
         space,
@@ -193,6 +195,58 @@ def _codebook(args: argparse.Namespace, codes: Ints, before: Bundle | None) -> t
     if found is not None:
         return found
     raise UserError("--codebook is empty: give the codes of each level, for example 256,256,256")
+
+
+def _require_same_tokenizer(
+    before: Bundle, item_id: pa.Array, codes: Ints, codebook_hash: str | None
+) -> None:
+    """Published items must have the codes that they had. Else these are another tokenizer's, or of
+    vectors from an encoder that was fitted anew, and a code means something else now."""
+    published = before.table.origin
+    if codes.shape[1] != published.shape[1]:
+        raise UserError(
+            f"the codes have {codes.shape[1]} levels and those of {before.path} "
+            f"{published.shape[1]}: an append keeps the ID space"
+        )
+    remedy = (
+        "predict with the tokenizer, and the encoder of vectors, of that generation; or publish "
+        "one of its own, without --from_generation"
+    )
+    known = before.manifest.get("codebook_hash")
+    if known and codebook_hash and known != codebook_hash:
+        raise UserError(
+            f"{before.path} holds codes of the tokenizer {known[:12]}, these are of "
+            f"{codebook_hash[:12]}: {remedy}"
+        )
+    at = before.table.rows_of(item_id)
+    rows = np.flatnonzero(at >= 0)
+    changed = int((published[at[rows]] != codes[rows]).any(axis=1).sum())
+    if changed > CHANGED * len(rows):
+        raise UserError(
+            f"{changed} of {len(rows)} items have other codes than in {before.path}: {remedy}"
+        )
+    if changed:
+        LOGGER.warning(
+            "%d of %d items have other codes than in %s; their published IDs stay",
+            changed,
+            len(rows),
+            before.path,
+        )
+
+
+def _policy(args: argparse.Namespace, before: Bundle | None) -> str:
+    """--policy; an append goes on with that of the generation before."""
+    if before is None:
+        return str(args.policy)
+    policy = str(before.manifest.get("policy", args.policy))
+    if policy == "suffix" and before.table.codes.shape[1] == before.table.origin.shape[1]:
+        raise UserError(
+            f"--policy suffix: the IDs of {before.path} have no suffix, and an append keeps the ID "
+            "space; give next_best, sinkhorn_last_level or none"
+        )
+    if policy != args.policy:
+        LOGGER.info("collision policy %s, as in %s", policy, before.path)
+    return policy
 
 
 def _suffix_size(args: argparse.Namespace, before: Bundle | None, policy: str) -> int:
