@@ -46,12 +46,12 @@ def test_vectors_that_are_not_numbers_are_refused() -> None:
     model, x = tokenizer(TEXT % "", {"deep": (8,)}), items(50)
     x[7, 2] = torch.nan
     model.observe({"deep": x})
-    with pytest.raises(ValueError, match="point 7"):
+    with pytest.raises(UserError, match="point 7"):
         model.fit()
 
 
 def test_a_catalogue_smaller_than_a_codebook_is_refused() -> None:
     model = tokenizer("sid_rqkmeans { codebook: 60 }", {"deep": (8,)})
     model.observe({"deep": items(50)})
-    with pytest.raises(ValueError, match="50 points for 60 centroids"):
+    with pytest.raises(UserError, match=r"sid_rqkmeans\.codebook: .*50 points for 60 centroids"):
         model.fit()

@@ -9,6 +9,7 @@ from sid_world import GROUP, items, model_config, problems_of, tokenizer
 from torch import Tensor
 
 from tzgen.data.batch import Batch
+from tzgen.errors import UserError
 from tzgen.models.base import Model
 from tzgen.models.sid_rqvae import quantizer_options
 from tzgen.objectives.sid_metrics import SidMetrics
@@ -94,6 +95,13 @@ def test_collaborative_vectors_train_the_encoder(more: str) -> None:
     objective.combine(objective(outputs, Batch(num_rows=300))).backward()
     gradients = [parameter.grad for parameter in model.encoder.parameters()]
     assert all(grad is not None and grad.abs().sum() > 0 for grad in gradients)
+
+
+def test_a_start_from_too_few_rows_is_refused() -> None:
+    text = f"sid_rqvae {{ {BODY} kmeans_init: true }} {LOSSES}"
+    for rows in ([{"deep": items(5)}], []):
+        with pytest.raises(UserError, match=r"kmeans_init: .*[50] points for 8 centroids"):
+            tokenizer(text, WIDTHS).prepare(iter(rows))
 
 
 def test_an_unset_sinkhorn_is_on_as_upstream_and_off_with_gumbel() -> None:

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from tzgen.modules import kmeans as kmeans_module
 from tzgen.modules.kmeans import (
     KMeansOptions,
     balanced_nearest,
@@ -97,6 +98,27 @@ def test_residual_levels_reduce_what_is_left() -> None:
         left = left - fit.centroids[codes[:, level]]
         errors.append(float(left.square().sum(1).mean()))
     assert errors == sorted(errors, reverse=True)
+
+
+def test_more_centroids_than_start_rows_are_drawn_from_more() -> None:
+    x = blobs(points=60)
+    fit = kmeans(x, 40, KMeansOptions(niter=3, start_rows=10))
+    assert torch.unique(fit.centroids, dim=0).size(0) == 40
+
+
+def test_balance_in_blocks_of_centroids_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, c = blobs(points=200), blobs(3)[:30]
+    whole = balanced_nearest(x, c)
+    real, largest = torch.cdist, []
+
+    def cdist(a: Tensor, b: Tensor) -> Tensor:
+        largest.append(a.size(0) * b.size(0))
+        return real(a, b)
+
+    monkeypatch.setattr(torch, "cdist", cdist)
+    monkeypatch.setattr(kmeans_module, "BLOCK_NUMBERS", 1400)
+    assert torch.equal(balanced_nearest(x, c), whole)
+    assert max(largest) <= 1400
 
 
 def test_what_cannot_be_fitted_is_said() -> None:

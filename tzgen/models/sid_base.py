@@ -6,7 +6,8 @@ N items, D width of the vector, S levels of codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from tzgen.embeddings import Groups
 from tzgen.errors import Problem, UserError
 from tzgen.models.base import GroupRule, Model, group_problems, real_numbers
 from tzgen.models.sid_candidates import candidate_problems
-from tzgen.modules.kmeans import KMeansOptions
+from tzgen.modules.kmeans import CannotFit, KMeansOptions
 
 DEEP = ("DEEP",)
 POINTS_PER_CENTROID = 256  # faiss's max_points_per_centroid
@@ -105,6 +106,15 @@ def kmeans_options(message: Message, *, balanced: bool = False) -> KMeansOptions
     )
 
 
+@contextmanager
+def told_as(field: str) -> Iterator[None]:
+    """Where k-means runs: what it cannot fit is the user's to change, in the config or the data."""
+    try:
+        yield
+    except CannotFit as error:
+        raise UserError(f"{field}: {error}") from None
+
+
 class Sample:
     """A uniform sample of at most `size` rows of what a rank has seen (Vitter's algorithm R).
 
@@ -112,21 +122,20 @@ class Sample:
     """
 
     def __init__(self, size: int, *, seed: int) -> None:
-        self._size, self._seen = size, 0
-        self._rows: list[Tensor] = []
-        self._kept: Tensor | None = None
+        self._size, self._seen, self._held = size, 0, 0
+        self._parts: list[Tensor] = []
         self._generator = torch.Generator().manual_seed(seed)
 
     def add(self, rows: Tensor) -> None:
         """Rows [n, D] of a batch."""
         rows = rows.detach()
-        room = self._size - (0 if self._kept is None else self._kept.size(0))
-        taken = rows[:room]
+        room = self._size - self._held
+        taken, rest = rows[:room], rows[room:]
         if taken.size(0):
-            self._kept = taken.clone() if self._kept is None else torch.cat([self._kept, taken])
+            self._parts.append(taken.clone())
+        self._held += taken.size(0)
         self._seen += taken.size(0)
-        rest = rows[room:] if room < rows.size(0) else rows[:0]
-        if rest.size(0) and self._kept is not None:
+        if rest.size(0):
             number = torch.arange(1, rest.size(0) + 1) + self._seen
             draw = torch.rand(rest.size(0), generator=self._generator, dtype=torch.float64)
             place = (draw * number).to(torch.int64)
@@ -136,16 +145,18 @@ class Sample:
             taken_by = dict(zip(place[inside].tolist(), from_row, strict=True))
             if taken_by:
                 source = torch.tensor(list(taken_by.values()), device=rows.device)
-                self._kept[torch.tensor(list(taken_by), device=rows.device)] = rest[source]
+                self.rows()[torch.tensor(list(taken_by), device=rows.device)] = rest[source]
             self._seen += rest.size(0)
 
     def rows(self) -> Tensor:
         """What was kept, [n, D]."""
-        if self._kept is None:
+        if not self._parts:
             raise UserError(
                 "no item was seen in training: train_input_path gave this process no rows"
             )
-        return self._kept
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0]
 
 
 def _codebook_problems(config: Any, path: str) -> list[Problem]:

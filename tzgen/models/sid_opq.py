@@ -26,6 +26,7 @@ from tzgen.models.sid_base import (
     codebook_of,
     kmeans_options,
     main_group,
+    told_as,
 )
 from tzgen.modules.product_quantizer import opq_rotation, product_codes
 
@@ -60,13 +61,14 @@ class SidOpq(Tokenizer):
         self._sample.add(self.item_vectors(groups, self.group))
 
     def fit(self) -> None:
-        rotation, books = opq_rotation(
-            self._sample.rows(),
-            parts=len(self.codebook),
-            size=self.codebook[0],
-            options=self.kmeans,
-            rounds=self.rounds,
-        )
+        with told_as("model_config.sid_opq.codebook_size"):
+            rotation, books = opq_rotation(
+                self._sample.rows(),
+                parts=len(self.codebook),
+                size=self.codebook[0],
+                options=self.kmeans,
+                rounds=self.rounds,
+            )
         self.get_buffer("rotation").copy_(rotation)
         self.get_buffer("books").copy_(books)
 

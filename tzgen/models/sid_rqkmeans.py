@@ -26,6 +26,7 @@ from tzgen.models.sid_base import (
     codebook_of,
     kmeans_options,
     main_group,
+    told_as,
 )
 from tzgen.models.sid_candidates import CandidateOptions, candidate_options, decoded_codes
 from tzgen.modules.quantizers import GumbelOptions, QuantizerOptions, ResidualQuantizer
@@ -71,7 +72,8 @@ class SidRqkmeans(Tokenizer):
         self._sample.add(self.item_vectors(groups, self.group))
 
     def fit(self) -> None:
-        self.quantizer.init_from(self._sample.rows(), self.kmeans)
+        with told_as("model_config.sid_rqkmeans.codebook"):
+            self.quantizer.init_from(self._sample.rows(), self.kmeans)
 
     def forward(self, groups: Groups) -> Outputs:
         """The codes and how far they are from the items."""

@@ -22,7 +22,7 @@ from tzgen.config.tasks import TaskSpec
 from tzgen.embeddings import Groups
 from tzgen.errors import Problem
 from tzgen.models.base import MODELS, GroupRule, Outputs
-from tzgen.models.sid_base import DEEP, Tokenizer, codebook_of, main_group
+from tzgen.models.sid_base import DEEP, Tokenizer, codebook_of, main_group, told_as
 from tzgen.models.sid_candidates import candidate_options, decoded_codes
 from tzgen.modules.autoencoder import CodeClusters, Projector
 from tzgen.modules.collectives import first_row, gather_with_gradient
@@ -124,9 +124,10 @@ class SidRqvae(Tokenizer):
 
     def prepare(self, batches: Iterator[Groups]) -> None:
         """kmeans_init: the codebooks from the first encodings of all ranks."""
-        with torch.no_grad():
+        with torch.no_grad(), told_as("model_config.sid_rqvae.kmeans_init"):
             z = [self.encoder(self.item_vectors(groups, self.group)) for groups in batches]
-            self.quantizer.init_from(torch.cat(z), KMeansOptions())
+            none = self.quantizer.codebooks[0][:0]  # this process may have no rows
+            self.quantizer.init_from(torch.cat([none, *z]), KMeansOptions())
 
     @classmethod
     def other_groups(cls, config: Message) -> tuple[GroupRule, ...]:

@@ -18,9 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tzgen.modules.collectives import from_first_rank, gather_rows, sum_over_ranks
+from tzgen.modules.collectives import from_first_rank, gather_rows, row_counts, sum_over_ranks
 
 BLOCK_NUMBERS = 1 << 22  # distances of a block: 16 MiB in float32
+
+
+class CannotFit(ValueError):
+    """The points do not make so many centroids: too few, too few distinct ones, or no numbers."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,19 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 def balanced_nearest(x: Tensor, centroids: Tensor) -> Tensor:
     """int64 [N]: every centroid in turn takes its ceil(N / K) nearest points that are still free.
 
-    O(N K) memory; meant for N of a fit's sample. No centroid gets more than ceil(N / K).
+    No centroid gets more than ceil(N / K). Distances are computed in blocks of centroids.
     """
     share = -(-x.size(0) // max(centroids.size(0), 1))
-    distances = torch.cdist(x, centroids)
+    block, distances = max(1, BLOCK_NUMBERS // max(x.size(0), 1)), x.new_empty(0)
     codes = torch.full((x.size(0),), -1, dtype=torch.int64, device=x.device)
     free = torch.arange(x.size(0), device=x.device)
     for code in range(centroids.size(0)):
         if free.numel() == 0:
             break
+        if code % block == 0:
+            distances = torch.cdist(x, centroids[code : code + block])
         count = min(share, free.numel())
-        taken = distances[free, code].topk(count, largest=False).indices
+        taken = distances[free, code % block].topk(count, largest=False).indices
         codes[free[taken]] = code
         keep = torch.ones(free.numel(), dtype=torch.bool, device=x.device)
         keep[taken] = False
@@ -92,11 +98,11 @@ def balanced_nearest(x: Tensor, centroids: Tensor) -> Tensor:
 def kmeans(x: Tensor, k: int, options: KMeansOptions) -> KMeansFit:
     """Fit K centroids to the points [N, D] of all ranks; the best of `nredo` starts.
 
-    Raises ValueError for NaN or infinity, and for fewer distinct points than centroids.
+    Raises CannotFit for NaN or infinity, and for fewer distinct points than centroids.
     """
     if not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
-        raise ValueError(f"k-means: point {row} of this rank holds NaN or infinity")
+        raise CannotFit(f"k-means: point {row} of this rank holds NaN or infinity")
     x = F.normalize(x, dim=1) if options.spherical else x
     fits = [_fit(x, k, options, options.seed + redo) for redo in range(max(options.nredo, 1))]
     return min(fits, key=lambda fit: fit.inertia)
@@ -128,11 +134,13 @@ def _fit(x: Tensor, k: int, options: KMeansOptions, seed: int) -> KMeansFit:
 
 def _start(x: Tensor, k: int, start_rows: int, generator: torch.Generator) -> Tensor:
     """k-means++ on a sample of all ranks' points: each next one with probability ~ distance^2."""
-    order = torch.randperm(x.size(0), generator=generator)[:start_rows].to(x.device)
+    counts = row_counts(x)
+    share = max(-(-start_rows // len(counts)), k)  # of this rank
+    order = torch.randperm(x.size(0), generator=generator)[:share].to(x.device)
     sample = gather_rows(x.index_select(0, order))
-    if sample.size(0) < k:
-        raise ValueError(
-            f"k-means: {sample.size(0)} points for {k} centroids; expected at least as many "
+    if sum(counts) < k:
+        raise CannotFit(
+            f"k-means: {sum(counts)} points for {k} centroids; expected at least as many "
             "points. Use a smaller codebook or more items"
         )
     first = int(torch.randint(sample.size(0), (1,), generator=generator))
@@ -141,7 +149,7 @@ def _start(x: Tensor, k: int, start_rows: int, generator: torch.Generator) -> Te
     for _ in range(1, k):
         weight = distance.double().cumsum(0)
         if float(weight[-1]) <= 0.0:
-            raise ValueError(
+            raise CannotFit(
                 f"k-means: only {len(chosen)} distinct points for {k} centroids. Use a smaller "
                 "codebook, or look for repeated embeddings"
             )
