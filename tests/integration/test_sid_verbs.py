@@ -125,6 +125,28 @@ def test_the_package_of_a_tokenizer_predicts_the_same_codes(tmp_path: Path) -> N
     assert pq.read_table(tmp_path / "a").equals(pq.read_table(tmp_path / "b"))
 
 
+def test_fine_tuning_starts_from_the_codebooks_of_the_other_run(tmp_path: Path) -> None:
+    """Neither kmeans_init nor moving averages put initial weights in their place; the rate is 0."""
+    config = tmp_path / "c.config"
+    config.write_text(CONFIG % RQVAE)
+    items = write_items(tmp_path / "items.parquet", 60)
+    verb("embed", item_input_path=items, output=tmp_path / "vec", dim=8)
+    common = ["--pipeline_config", str(config), "--set", f"train_input_path={tmp_path / 'vec'}"]
+    first = [*common, "--model_dir", str(tmp_path / "model")]
+    still = [
+        *common, "--model_dir", str(tmp_path / "tuned"),
+        "--set", f"train_config.fine_tune_checkpoint={tmp_path / 'model'}",
+        "--set", "train_config.dense_optimizer.adam_optimizer.lr=0",
+        "--set", "train_config.dense_optimizer.ema.decay=0.9",
+    ]  # fmt: skip
+    rows = ["--predict_input_path", str(tmp_path / "vec"), "--reserved_columns", "item_id"]
+    for name, flags in (("a", first), ("b", still)):
+        assert run_verb("train_eval", flags).status == 0
+        done = run_verb("predict", [*flags, *rows, "--predict_output_path", str(tmp_path / name)])
+        assert done.status == 0, done.err
+    assert pq.read_table(tmp_path / "a").equals(pq.read_table(tmp_path / "b"))
+
+
 def test_wrong_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, text in (
         ([], "the following arguments are required: verb"),

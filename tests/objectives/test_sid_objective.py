@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from tzgen.data.batch import Batch
 from tzgen.errors import ConfigError
 from tzgen.models.base import Outputs
+from tzgen.objectives.objective import LossTerm
 from tzgen.objectives.sid_objective import SidObjective
 from tzgen.protos.model_pb2 import ModelConfig
 
@@ -68,6 +69,14 @@ def test_the_total_is_the_weighted_sum_of_means() -> None:
     total.backward()
     assert all(scale.grad is not None for scale in objective.pair_scales)
     assert found.tensors["cumulative"].grad is not None
+
+
+def test_counts_of_a_batch_go_to_the_device_of_the_losses() -> None:
+    objective = SidObjective(config("losses { recon_loss {} } losses { commitment_loss {} }"))
+    one = torch.ones((), device="meta")
+    terms = {name: LossTerm(one, one, 1.0) for name in ("recon_loss", "commitment_loss")}
+    counts = objective.counts(Batch(num_rows=6))
+    assert objective.combine(terms, counts=counts).device.type == "meta"
 
 
 def test_a_fitted_model_has_no_terms_and_a_total_of_zero() -> None:

@@ -164,6 +164,7 @@ class Objective(nn.Module):
         total, factors = _stack(terms)
         if counts is None:
             counts = torch.stack([terms[loss.name].count for loss in self.losses])
+        counts = counts.to(total.device)  # those of a whole batch may come from the host
         if self.global_average and all_reduce is not None:
             counts = all_reduce(counts) / world_size
         weighted = _divide(total, counts) * factors

@@ -132,7 +132,12 @@ class Average:
             raise UserError(f"dense_optimizer.ema.decay is {decay}; expected 0 <= decay < 1")
         self._decay = decay
         self._parameters = parameters
-        self.shadow = {name: p.detach().clone() for name, p in parameters.items()}
+        self.shadow: dict[str, Tensor] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """From the weights as they are: after others were put in their place."""
+        self.shadow = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:

@@ -99,6 +99,11 @@ class RunState:
         finally:
             self._average.swap()
 
+    def restart_average(self) -> None:
+        """After other weights took the place of the initial ones."""
+        if self._average is not None:
+            self._average.restart()
+
     def save(self, progress: Progress) -> Path:
         """Write a checkpoint at the current step, then remove those that need not be kept."""
         config = self._pipeline.config
@@ -147,6 +152,7 @@ class RunState:
         if found is None:
             if config.train_config.fine_tune_checkpoint:
                 start_from(config.train_config, model_state(self.module))
+                self.restart_average()
             return start
         checkpoint.verify(found)
         require_compatible(configs.load_pipeline(found.config_path), config, found.path.name)

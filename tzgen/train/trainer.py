@@ -71,7 +71,8 @@ class Trainer:
         )
         try:
             resumed_at = self.progress.step
-            if resumed_at == 0 and self.pipeline.model.start_rows:
+            tuned = self.pipeline.config.train_config.fine_tune_checkpoint
+            if resumed_at == 0 and self.pipeline.model.start_rows and not tuned:
                 self._prepare(position)
             with _termination() as asked:
                 self._run(position, reporter, asked)
@@ -84,7 +85,8 @@ class Trainer:
             reporter.close()
 
     def _prepare(self, position: Position) -> None:
-        """Let the model initialise itself from the first rows of the training data."""
+        """Let the model initialise itself from the first rows of the training data. Not where
+        weights of another run were taken: they would be lost."""
         parts, model = unwrap(self.state.module), self.pipeline.model
         left = -(-model.start_rows // self.env.world_size)
         groups = []
@@ -97,6 +99,7 @@ class Trainer:
                     break
         LOGGER.info("initialising from %d batches of this process", len(groups))
         model.prepare(iter(groups))
+        self.state.restart_average()
 
     def _run(self, position: Position, reporter: Reporter, asked: list[int]) -> None:
         """All epochs from `position`."""
