@@ -81,6 +81,23 @@ def test_cost_and_letter_losses_train() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_both_items_of_a_pair_are_one_step_of_the_schedules() -> None:
+    groups = GROUP + "".join(GROUP.replace('"deep"', f'"{name}"') for name in ("pair", "flag"))
+    text = (
+        f'sid_rqvae {{ {BODY} feature_group: "deep" contrastive_config {{ pair_feature_group: '
+        f'"pair" pair_flag_feature_group: "flag" }} }} {LOSSES} losses {{ contrastive_loss {{}} }}'
+    )
+    widths = {"deep": (8,), "pair": (8,), "flag": (1,)}
+    model = tokenizer(text, widths, groups).train()
+    objective = SidObjective(model_config(text, groups))
+    rows = {"deep": items(30), "pair": items(30, seed=1), "flag": torch.ones(30, 1)}
+    for step in range(1, 4):
+        terms = objective(model(rows), Batch(num_rows=30))
+        assert int(model.quantizer.steps) == step
+    objective.combine(terms).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.parametrize("more", ["", "ema {}", "rotation_trick: true"])
 def test_collaborative_vectors_train_the_encoder(more: str) -> None:
     """Also where running means move the codebooks, so that no gradient of theirs is left."""

@@ -170,6 +170,19 @@ def test_dead_codes_come_back_to_life() -> None:
     assert alive["with"] >= 14
 
 
+def test_dead_codes_move_onto_different_rows() -> None:
+    restart = DeadCodeOptions(interval=1, threshold=0.9, decay=0.0)
+    made = quantizer(replace(PLAIN, codebook=(16,), dead_codes=restart)).train()
+    with torch.no_grad():
+        made.codebooks[0][1:] += 100.0
+    made(vectors(n=17))
+    assert torch.unique(made.codebooks[0].detach(), dim=0).size(0) == 16
+    with torch.no_grad():
+        made.codebooks[0][1:] += 100.0
+    made(vectors(n=5))  # fewer rows than dead codes: the others wait for the next look
+    assert int((made.codebooks[0].detach().norm(dim=1) < 20).sum()) == 1 + 5
+
+
 def test_init_from_rows_uses_every_code() -> None:
     made = quantizer().eval()
     z = vectors(n=300)

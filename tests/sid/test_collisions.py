@@ -125,20 +125,24 @@ def test_published_ids_are_not_given_again() -> None:
     assert found.codes[:, -1].tolist() == [3, 4]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_sinkhorn_places_everybody_at_less_cost_than_first_come(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    codes = np.zeros((6, 3), np.int64)  # one prefix, six items, six codes
-    costs = rng.random((6, 6))
-    codes[:, -1] = costs.argmin(axis=1)
-    order = np.argsort(costs, axis=1)
-    candidates = Candidates(order, np.take_along_axis(costs, order, axis=1))
-    total = {}
-    for policy in ("next_best", "sinkhorn_last_level"):
-        found = resolve(codes, SPACE, policy, candidates=candidates)
-        assert max(counts(found).values()) == 1 and not found.unplaced.any()
-        total[policy] = costs[np.arange(6), found.codes[:, -1]].sum()
-    assert total["sinkhorn_last_level"] <= total["next_best"] * 1.1
+def test_sinkhorn_places_everybody_at_less_cost_than_first_come() -> None:
+    """One prefix, six items, six codes: over 60 draws 15 % less, seldom more."""
+    ratios = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        codes = np.zeros((6, 3), np.int64)
+        costs = rng.random((6, 6))
+        codes[:, -1] = costs.argmin(axis=1)
+        order = np.argsort(costs, axis=1)
+        candidates = Candidates(order, np.take_along_axis(costs, order, axis=1))
+        total = {}
+        for policy in ("next_best", "sinkhorn_last_level"):
+            found = resolve(codes, SPACE, policy, candidates=candidates)
+            assert max(counts(found).values()) == 1 and not found.unplaced.any()
+            total[policy] = costs[np.arange(6), found.codes[:, -1]].sum()
+        ratios.append(total["sinkhorn_last_level"] / total["next_best"])
+    assert np.mean(ratios) < 0.9
+    assert np.mean(np.array(ratios) > 1 + 1e-9) < 0.2
 
 
 def test_sinkhorn_leaves_prefixes_without_a_collision_alone() -> None:

@@ -92,7 +92,8 @@ class SidRqvae(Tokenizer):
         if self.pair is not None:
             other = self.item_vectors(groups, self.pair.pair_feature_group)
             tensors["pair_inputs"] = other
-            tensors["pair_decoded"] = self.decoder(self.quantizer(self.encoder(other)).out)
+            found_other = self.quantizer(self.encoder(other), advance=False)
+            tensors["pair_decoded"] = self.decoder(found_other.out)
             flag = self.item_vectors(groups, self.pair.pair_flag_feature_group)
             tensors["is_pair"] = (flag[:, 0] > 0.5).to(x.dtype)
         tensors |= self._everywhere(tensors)

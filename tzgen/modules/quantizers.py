@@ -114,19 +114,22 @@ class ResidualQuantizer(nn.Module):
     def levels(self) -> int:
         return len(self.options.codebook)
 
-    def forward(self, z: Tensor) -> Quantized:
-        """z [N, d]. Training also moves EMA codebooks and restarts dead codes."""
+    def forward(self, z: Tensor, *, advance: bool = True) -> Quantized:
+        """z [N, d]. Training also moves EMA codebooks and restarts dead codes.
+
+        `advance` False: more rows of the same training step, which schedules count once.
+        """
         residual, total = z, torch.zeros_like(z)
         codes, cumulative, gaps = [], [], []
         for level in range(self.levels):
             points = F.normalize(residual, dim=1) if self.options.normalize_residuals else residual
-            code, vector, gap = self._level(level, points)
+            code, vector, gap = self._level(level, points, advance)
             residual = points - vector.detach()
             total = total + vector
             codes.append(code)
             cumulative.append(total)
             gaps.append(gap)
-        if self.training:
+        if self.training and advance:
             self.get_buffer("steps").add_(1)
         return Quantized(
             torch.stack(codes, 1),
@@ -179,7 +182,7 @@ class ResidualQuantizer(nn.Module):
                 self.get_buffer(f"ema_count_{level}").fill_(1.0)
                 self.get_buffer(f"ema_sum_{level}").copy_(fit.centroids)
 
-    def _level(self, level: int, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _level(self, level: int, points: Tensor, advance: bool) -> tuple[Tensor, Tensor, Tensor]:
         """(code [N], vector [N, d], gap) of one level."""
         book, options = self.codebooks[level], self.options
         distances = self._distances(points, book)
@@ -196,7 +199,8 @@ class ResidualQuantizer(nn.Module):
             self._count(level, code)
             if options.ema is not None:
                 self._move(level, points, code)
-            self._restart(level, points)
+            if advance:
+                self._restart(level, points)
         return code, vector, (code != closest).to(distances.dtype).mean()
 
     def _distances(self, points: Tensor, book: Tensor) -> Tensor:
@@ -263,7 +267,8 @@ class ResidualQuantizer(nn.Module):
         rows = gather_rows(points.detach()[:RESTART_ROWS])
         if dead.numel() == 0 or rows.size(0) == 0:
             return
-        pick = torch.randint(rows.size(0), (dead.numel(),), device=rows.device)
+        pick = torch.randperm(rows.size(0), device=rows.device)[: dead.numel()]
+        dead = dead[: pick.numel()]  # on one row each: of two alike one would stay dead
         chosen = from_first_rank(rows.index_select(0, pick)).to(book.dtype)
         book.data.index_copy_(0, dead, chosen)
         usage.index_fill_(0, dead, 1.0 / book.size(0))
