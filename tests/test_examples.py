@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from catalogues import publish_for
 from config.mutations import check_mutations
 
 from tzgen import build, train_eval
@@ -20,9 +18,6 @@ from tzgen.data.batch import Source
 from tzgen.features import create_features
 from tzgen.features.synthesis import synthesise
 from tzgen.protos.pipeline_pb2 import PipelineConfig
-from tzgen.sid.bundle import write_bundle
-from tzgen.sid.space import SidSpace
-from tzgen.sid.table import make_table
 
 CONFIGS = sorted((Path(__file__).parent.parent / "examples" / "configs").glob("*.config"))
 
@@ -45,22 +40,9 @@ def named(path: Path) -> str:
 
 @pytest.fixture
 def catalogue(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a generator's config names besides rows, under its own relative paths: a bundle of the
-    items that synthesised rows are about, and how often each was met."""
-    config = load_pipeline(path).model_config
-    model: Any = getattr(config, config.WhichOneof("model"))
-    if "bundle_path" not in model.DESCRIPTOR.fields_by_name:
-        return
-    monkeypatch.chdir(tmp_path)
-    ids, space = np.arange(1000), SidSpace((10, 10, 10))
-    codes = np.stack([ids // 100, ids // 10 % 10, ids % 10], 1)
-    bundle = Path(model.bundle_path)
-    table = make_table(pa.array(ids), codes, space)
-    write_bundle(bundle.parent, bundle.name, table, policy="none", capacity=1, notes={})
-    items = Path(model.cold_items.input_path).parent
-    items.mkdir(parents=True)
-    counts = pa.table({"item_id": ids, "train_count": ids % 9})
-    pq.write_table(counts, items / "part-0.parquet")
+    """Where paths of a generator's config lead somewhere."""
+    if publish_for(path, tmp_path):
+        monkeypatch.chdir(tmp_path)
 
 
 def test_there_are_examples() -> None:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from catalogues import publish_for
 
 from checking.worlds import HSTU, TOWER, hstu_rows, tower_rows, world
 from tzgen import check
@@ -167,7 +168,14 @@ def test_a_picture_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("path", [*TEXTS, *EXAMPLES], ids=lambda path: path.stem)
-def test_every_config_of_the_project(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_config_of_the_project(
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if publish_for(path, tmp_path):
+        monkeypatch.chdir(tmp_path)
     reader = "data_config.dataset_type=ParquetDataset"
     assert run("--pipeline_config", path, "--synthetic", "--set", reader) == 0
     shown = capsys.readouterr().out
