@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -216,6 +219,42 @@ def test_candidates_are_the_nearest_codes_of_the_last_level() -> None:
     torch.testing.assert_close(distances, expected.values, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="7 candidates of a last level of 6"):
         made.candidates(z, 7)
+
+
+RANKED = replace(
+    PLAIN,
+    sinkhorn=SinkhornOptions(iters=5, epsilon=10.0, enabled=True, last_level_only=False),
+    ema=EmaOptions(decay=0.9, epsilon=1e-5),
+)
+RESTARTED = replace(RANKED, dead_codes=DeadCodeOptions(interval=2, threshold=0.9, decay=0.5))
+CUTS = (20, 5, 40, 13)  # rows of rank 0; of the third step it has all, and rank 1 none
+
+
+def _trained(options: QuantizerOptions, rank: int | None) -> list[Tensor]:
+    """Codebooks and usage after four steps on this rank's rows, or on all of them."""
+    made = quantizer(options).train()
+    torch.manual_seed(10 if rank is None else 10 + rank)  # ranks draw different numbers
+    for step, cut in enumerate(CUTS):
+        z = vectors(20 + step)
+        made(z if rank is None else (z[:cut], z[cut:])[rank])
+    usage = [made.get_buffer(f"usage_{level}") for level in range(made.levels)]
+    return [*(book.detach() for book in made.codebooks), *usage]
+
+
+def _rank(rank: int, store: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.save([_trained(o, rank) for o in (RANKED, RESTARTED)], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_move_the_same_codebooks_as_one(tmp_path: Path) -> None:
+    mp.spawn(_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for mine, theirs in zip(one, other, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    for mine, alone in zip(one[0], _trained(RANKED, None), strict=True):
+        torch.testing.assert_close(mine, alone)
+    assert not torch.equal(one[0][0], one[1][0]), "dead codes were restarted"
 
 
 def test_nonsense_is_refused() -> None:
