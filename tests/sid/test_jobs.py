@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from google.protobuf import text_format
 
 from tzgen.errors import UserError
+from tzgen.protos.pipeline_pb2 import PipelineConfig
 from tzgen.sid.bundle import Bundle, open_bundle
-from tzgen.sid.jobs import bundle_job
+from tzgen.sid.jobs import bundle_job, codes_flags
 
 
 def predictions(
@@ -92,6 +94,39 @@ def test_codes_of_another_tokenizer_are_not_appended(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of the tokenizer aaaa, these are of bbbb"):
         publish(root, new, "h2", {"codebook_hash": "bbbb"}, from_generation="h1", codebook=None)
     publish(root, new, "h2", whose, from_generation="h1", codebook=None)
+
+
+def fit_flags(root: Path, **changes: Any) -> argparse.Namespace:
+    flags = {
+        "bundle_path": str(root), "generation": "g1", "from_generation": None, "policy": "suffix",
+        "item_id_field": "item_id", "capacity": 1, "suffix_size": None,
+    }  # fmt: skip
+    return argparse.Namespace(**(flags | changes))
+
+
+def test_fit_refuses_before_it_trains(tmp_path: Path) -> None:
+    def config(model: str) -> Any:
+        text = f'model_dir: "m" train_input_path: "items" model_config {{ {model} }}'
+        return text_format.Parse(text, PipelineConfig())
+
+    plain, root = config("sid_rqkmeans { codebook: [3, 8] }"), tmp_path / "sids"
+    done = codes_flags(fit_flags(root), plain)
+    assert (done.codebook, done.predict_input_path, done.codes_path) == ("3,8", "items", "m/codes")
+    for model in ("sid_rqkmeans { codebook: [3, 8] }", "sid_opq {}"):
+        with pytest.raises(UserError, match="needs alternatives"):
+            codes_flags(fit_flags(root, policy="next_best"), config(model))
+    offering = config("sid_rqkmeans { codebook: 3 candidate_output_config { enabled: true } }")
+    assert codes_flags(fit_flags(root, policy="next_best"), offering).codebook == "3"
+    with pytest.raises(UserError, match="policy 'best': expected one of"):
+        codes_flags(fit_flags(root, policy="best"), plain)
+    for name in ("bundle_path", "generation"):
+        with pytest.raises(UserError, match=f"--{name} is needed"):
+            codes_flags(fit_flags(root, **{name: ""}), plain)
+    with pytest.raises(UserError, match="no bundle of semantic IDs"):
+        codes_flags(fit_flags(root, from_generation="g0"), plain)
+    publish(root, predictions(tmp_path / "p.parquet", 0, 20))
+    with pytest.raises(UserError, match="never changed"):
+        codes_flags(fit_flags(root), plain)
 
 
 def test_an_append_to_ids_without_a_suffix_makes_none(tmp_path: Path) -> None:

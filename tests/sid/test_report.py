@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tzgen.errors import UserError
+from tzgen.log import LOGGER
 from tzgen.sid.bundle import Bundle, write_bundle
 from tzgen.sid.collisions import resolve
 from tzgen.sid.report import rows_for, write_report
@@ -48,6 +50,17 @@ def test_the_report_has_everything(tmp_path: Path) -> None:
 def test_without_titles_and_vectors_items_go_by_their_ids(tmp_path: Path) -> None:
     text = write_report(bundle(tmp_path), tmp_path / "r", titles=None, vectors=None).read_text()
     assert "item00" in text and "neighbours" not in text
+
+
+def test_without_matplotlib_the_report_has_no_plots_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(LOGGER, "info", lambda text, *values: said.append(text % values))
+    text = write_report(bundle(tmp_path), tmp_path / "r", titles=None, vectors=None).read_text()
+    assert "| published |" in text and ".png" not in text
+    assert len(said) == 1 and "tzgen[plots]" in said[0]
 
 
 def test_a_single_item_has_a_report(tmp_path: Path) -> None:

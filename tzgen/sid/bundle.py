@@ -72,6 +72,16 @@ class Bundle:
             )
 
 
+def require_new(root: Path, generation: str) -> Path:
+    """The folder of a generation that is to be; UserError when it exists."""
+    target = root / generation
+    if target.exists():
+        raise UserError(
+            f"{target} exists: a published generation is never changed. Name another --generation"
+        )
+    return target
+
+
 def write_bundle(
     root: Path,
     generation: str,
@@ -87,11 +97,7 @@ def write_bundle(
     notes: where the codes came from (input_hash, codebook_hash, config_hash, versions, ...).
     Raises UserError when the generation exists.
     """
-    target = root / generation
-    if target.exists():
-        raise UserError(
-            f"{target} exists: a published generation is never changed. Name another --generation"
-        )
+    target = require_new(root, generation)
     with _staged(target) as folder:
         artifacts = {
             "item_to_sid": _write(folder, "item_to_sid", _item_rows(table)),

@@ -25,6 +25,7 @@ from tzgen.sid.space import LARGEST, Ints, SidSpace, group_ranks, group_sizes
 
 Floats = NDArray[np.float64]
 POLICIES = ("suffix", "next_best", "sinkhorn_last_level", "none")
+BY_CANDIDATES = ("next_best", "sinkhorn_last_level")
 SINKHORN_ROUNDS, SHARPNESS = 50, 10.0
 
 
@@ -54,6 +55,18 @@ class Candidates:
     costs: Floats | None = None
 
 
+def check_policy(policy: str, *, offered: bool) -> None:
+    """Refuse a policy that is not known, or that chooses among candidates and is offered none."""
+    if policy not in POLICIES:
+        raise UserError(f"collision policy {policy!r}: expected one of {', '.join(POLICIES)}")
+    if policy in BY_CANDIDATES and not offered:
+        raise UserError(
+            f"collision policy {policy} needs alternatives: set candidate_output_config {{ "
+            "enabled: true topk: ... } in the tokenizer (sid_opq has none) and predict again, "
+            "which adds the column candidate_codes; or use the policy suffix"
+        )
+
+
 def resolve(
     codes: Ints,
     space: SidSpace,
@@ -70,8 +83,7 @@ def resolve(
     suffix_size: codes of the extra level; 0: the largest group.
     Raises UserError when the policy needs candidates that are not there, or the suffix overflows.
     """
-    if policy not in POLICIES:
-        raise UserError(f"collision policy {policy!r}: expected one of {', '.join(POLICIES)}")
+    check_policy(policy, offered=candidates is not None)
     space.check(codes)
     if policy == "suffix":
         return _suffixes(codes, space, suffix_size, taken)
@@ -79,12 +91,7 @@ def resolve(
         before = np.empty((0, space.levels), np.int64) if taken is None else taken
         slot = group_ranks(space.keys(np.concatenate([before, codes])))[len(before) :]
         return Resolution(codes, space, slot, np.zeros(len(codes), dtype=np.bool_))
-    if candidates is None:
-        raise UserError(
-            f"collision policy {policy} needs alternatives: set candidate_output_config {{ "
-            "enabled: true topk: ... } in the tokenizer and predict again, which adds the column "
-            "candidate_codes"
-        )
+    assert candidates is not None, "check_policy has refused it"
     if prod(space.codebook) > LARGEST:
         raise UserError(
             f"collision policy {policy}: the codebook {list(space.codebook)} has more IDs than "

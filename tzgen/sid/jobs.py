@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from tzgen.data.readers import ParquetDataset
 from tzgen.errors import UserError
 from tzgen.log import LOGGER
-from tzgen.sid.bundle import Bundle, open_bundle, write_bundle
+from tzgen.sid.bundle import Bundle, open_bundle, require_new, write_bundle
 from tzgen.sid.cluster import cluster_items, codebook_beside
-from tzgen.sid.collisions import Candidates, resolve
+from tzgen.sid.collisions import Candidates, check_policy, resolve
 from tzgen.sid.embed import embed_items
 from tzgen.sid.report import rows_for, write_report
 from tzgen.sid.rows import matrix, read_all
@@ -42,6 +42,7 @@ def codes_flags(args: argparse.Namespace, config: Any) -> argparse.Namespace:
         raise UserError(
             f"fit is for tokenizers (sid_*); the model is {model.DESCRIPTOR.name}: use train_eval"
         )
+    _require_publishable(args, model)
     return argparse.Namespace(
         **vars(args),
         codebook=",".join(map(str, sizes)),
@@ -56,6 +57,16 @@ def codes_flags(args: argparse.Namespace, config: Any) -> argparse.Namespace:
         writer_type="ParquetWriter",
         overwrite=True,
     )
+
+
+def _require_publishable(args: argparse.Namespace, model: Any) -> None:
+    """What bundle would refuse at the end is refused before anything is trained."""
+    root = Path(_given(args, "bundle_path"))
+    require_new(root, _given(args, "generation"))
+    before = open_bundle(root / args.from_generation) if args.from_generation else None
+    has_field = "candidate_output_config" in model.DESCRIPTOR.fields_by_name
+    offered = has_field and model.candidate_output_config.enabled
+    check_policy(_policy(args, before), offered=offered)
 
 
 def embed_job(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tzgen.errors import UserError
+from tzgen.log import LOGGER
 from tzgen.sid.bundle import Bundle
 from tzgen.sid.quality import (
     Floats,
@@ -153,7 +154,8 @@ def _plot(
     try:
         import matplotlib
     except ImportError:
-        return ()  # the extra `plots`; the report says the same in numbers
+        LOGGER.info("no plots in %s: pip install 'tzgen[plots]'", folder)
+        return ()  # the report says the same in numbers
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
