@@ -114,6 +114,7 @@ def test_broken_bundles_are_named(tmp_path: Path) -> None:
     publish(tmp_path)
     with pytest.raises(UserError, match="generations one: name one"):
         open_bundle(tmp_path)
+    (tmp_path / "two").mkdir()
     with pytest.raises(UserError, match="never finished"):
         open_bundle(tmp_path / "two")
     damaged = tmp_path / "damaged"
@@ -155,3 +156,20 @@ def test_a_torcheasyrec_bundle_opens(tmp_path: Path) -> None:
     assert bundle.table.codes.tolist() == [[1, 2], [1, 3], [0, 0]]
     assert bundle.table.trie.num_items == 3
     bundle.require_descends_from(bundle.table.sid_hash, "the model")
+
+
+def test_a_folder_that_is_not_there_and_codes_that_are_text_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"two does not exist: .*<bundle_path>/<generation>"):
+        open_bundle(tmp_path / "two")
+    publish(tmp_path)
+    manifest = tmp_path / "one" / "manifest.json"
+    body = json.loads(manifest.read_text())
+    del body["checksums"]
+    manifest.write_text(json.dumps(body))
+    file = tmp_path / "one" / "item_to_sid" / "part-0.parquet"
+    rows = pq.read_table(file)
+    texts = [",".join(map(str, row)) for row in rows["codebook"].to_pylist()]
+    at = rows.schema.get_field_index("codebook")
+    pq.write_table(rows.set_column(at, "codebook", pa.array(texts)), file)
+    with pytest.raises(UserError, match="is string; expected a list of integers"):
+        open_bundle(tmp_path / "one")

@@ -122,7 +122,7 @@ def test_fit_refuses_before_it_trains(tmp_path: Path) -> None:
     for name in ("bundle_path", "generation"):
         with pytest.raises(UserError, match=f"--{name} is needed"):
             codes_flags(fit_flags(root, **{name: ""}), plain)
-    with pytest.raises(UserError, match="no bundle of semantic IDs"):
+    with pytest.raises(UserError, match="g0 does not exist"):
         codes_flags(fit_flags(root, from_generation="g0"), plain)
     publish(root, predictions(tmp_path / "p.parquet", 0, 20))
     with pytest.raises(UserError, match="never changed"):

@@ -167,6 +167,11 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise UserError(
+            f"{path} does not exist: a bundle of semantic IDs is the folder of a generation, "
+            "<bundle_path>/<generation>, which python -m tzgen.sid fit or bundle publishes"
+        )
     file = path / MANIFEST
     if not file.is_file():
         inside = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}"))
@@ -202,7 +207,12 @@ def _table_of(rows: pa.Table, space: SidSpace, path: Path) -> SidTable:
 
 
 def _matrix(column: pa.ChunkedArray, path: Path) -> Ints:
-    """A list column as int64 [N, S]; TorchEasyRec's CSV form "1,2,3" is not read."""
+    """A list column as int64 [N, S]; TorchEasyRec's CSV form "1,2,3" is refused."""
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise UserError(
+            f"{path}: a code column of item_to_sid is {column.type}; expected a list of integers. "
+            "Publish it with parquet as save_type"
+        )
     lengths = pc.list_value_length(column).to_numpy()
     if len(lengths) and (lengths != lengths[0]).any():
         row = int((lengths != lengths[0]).argmax())
