@@ -37,10 +37,26 @@ def test_how_long_and_how_fast_may_change(old: str, new: str) -> None:
     require_compatible(parse(TEXT), parse(TEXT.replace(old, new)), "ckpt")
 
 
-def test_how_candidates_are_scored_may_change() -> None:
-    old = parse("model_config { dlrm_hstu {} }")
-    new = parse("model_config { dlrm_hstu { score_micro_batch: 64 } }")
-    require_compatible(old, new, "ckpt")
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ("dlrm_hstu", "score_micro_batch: 64"),
+        ("sid_rqvae", "candidate_output_config { enabled: true topk: 8 }"),
+        ("sid_rqkmeans", "candidate_output_config { enabled: true topk: 8 }"),
+        ("tiger", "beam_search { beams: 99 } cold_items { input_path: 'x' }"),
+        ("genrec", "beam_search { filter_seen: true } measure_invalid: true"),
+    ],
+)
+def test_what_only_scoring_and_searching_read_may_change(model: str, field: str) -> None:
+    old = parse(f"model_config {{ {model} {{}} }}")
+    require_compatible(old, parse(f"model_config {{ {model} {{ {field} }} }}"), "ckpt")
+    for name, other in (("tiger", "max_items: 9"), ("sid_rqvae", "embed_dim: 9")):
+        with pytest.raises(ConfigError, match=other.split(":")[0]):
+            require_compatible(
+                parse(f"model_config {{ {name} {{}} }}"),
+                parse(f"model_config {{ {name} {{ {other} }} }}"),
+                "ckpt",
+            )
 
 
 @pytest.mark.parametrize(

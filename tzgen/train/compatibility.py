@@ -24,6 +24,9 @@ FREE = re.compile(
             r"train_config\.(early_stopping|fine_tune_.*|embedding_engine|deterministic)(\..*)?",
             r"train_config\.(cudnn_allow_tf32|cuda_matmul_allow_tf32|global_embedding_constraints)(\..*)?",
             r"model_config\.(kernel|dlrm_hstu\.score_micro_batch)",
+            # what prediction offers, and how a generator is searched and measured
+            r"model_config\.(sid_rqvae|sid_rqkmeans)\.candidate_output_config(\..*)?",
+            r"model_config\.(tiger|genrec)\.(beam_search|cold_items|measure_invalid)(\..*)?",
             r".*\.embedding_constraints(\..*)?",
         )
     )
