@@ -32,6 +32,7 @@ KMEANS = """sid_rqkmeans {
 }"""
 RQVAE = """sid_rqvae { embed_dim: 4 hidden_dims: 8 codebook: [6, 6] kmeans_init: true }
 losses { recon_loss {} } losses { commitment_loss {} }"""
+OPQ = "sid_opq { num_subvectors: 2 codebook_size: 6 rounds: 2 }"
 WORDS = [
     "red",
     "blue",
@@ -101,9 +102,10 @@ def test_text_to_published_ids(tmp_path: Path, model: str) -> None:
     assert "neighbours with this prefix" in text and "nail" in text
 
 
-def test_the_package_of_a_tokenizer_predicts_the_same_codes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [RQVAE, OPQ], ids=["rqvae", "opq"])
+def test_the_package_of_a_tokenizer_predicts_the_same_codes(tmp_path: Path, model: str) -> None:
     config = tmp_path / "c.config"
-    config.write_text(CONFIG % RQVAE)
+    config.write_text(CONFIG % model)
     items = write_items(tmp_path / "items.parquet", 60)
     verb("embed", item_input_path=items, output=tmp_path / "vec", dim=8)
     common = ["--pipeline_config", str(config), "--set", f"model_dir={tmp_path / 'model'}"]

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 from google.protobuf.message import Message
+from torch import nn
 
 from tzgen.config.tasks import TaskSpec
 from tzgen.embeddings import Groups
@@ -33,7 +34,7 @@ from tzgen.modules.product_quantizer import opq_rotation, product_codes
 
 @MODELS.register("sid_opq")
 class SidOpq(Tokenizer):
-    """The tokenizer of the module docstring: buffers `rotation` [D, D], `books` [S, K, D / S]."""
+    """The tokenizer of the module docstring: `rotation` [D, D], `books` [S, K, D / S]."""
 
     fits: ClassVar[bool] = True
 
@@ -49,8 +50,9 @@ class SidOpq(Tokenizer):
         self.codebook = codebook_of(config)
         self.group = main_group(config, tuple(widths))
         dim, parts = sum(widths[self.group]), len(self.codebook)
-        self.register_buffer("rotation", torch.eye(dim))
-        self.register_buffer("books", torch.zeros(parts, config.codebook_size, dim // parts))
+        self.rotation = nn.Parameter(torch.eye(dim), requires_grad=False)
+        books = torch.zeros(parts, config.codebook_size, dim // parts)
+        self.books = nn.Parameter(books, requires_grad=False)
         self.kmeans, self.rounds = kmeans_options(config.faiss_kmeans_kwargs), config.rounds
         size = config.train_sample_size or config.codebook_size * (
             config.faiss_kmeans_kwargs.max_points_per_centroid or POINTS_PER_CENTROID
@@ -69,12 +71,12 @@ class SidOpq(Tokenizer):
                 options=self.kmeans,
                 rounds=self.rounds,
             )
-        self.get_buffer("rotation").copy_(rotation)
-        self.get_buffer("books").copy_(books)
+        self.rotation.copy_(rotation)
+        self.books.copy_(books)
 
     def forward(self, groups: Groups) -> Outputs:
         x = self.item_vectors(groups, self.group)
-        rotation, books = self.get_buffer("rotation"), self.get_buffer("books")
+        rotation, books = self.rotation, self.books
         codes = product_codes(x, rotation, books)
         parts = [books[part].index_select(0, codes[:, part]) for part in range(books.size(0))]
         decoded = torch.cat(parts, dim=1) @ rotation.t()
