@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tzgen.data.batch import Batch
 from tzgen.errors import UserError
-from tzgen.models.base import Model
+from tzgen.models.base import Model, Outputs
 from tzgen.models.sid_rqvae import quantizer_options
 from tzgen.objectives.sid_metrics import SidMetrics
 from tzgen.objectives.sid_objective import SidObjective
@@ -62,6 +62,16 @@ def test_every_form_learns_and_uses_its_codes(more: str) -> None:
     assert min(after["used_codes_0"], after["used_codes_1"]) >= 0.5  # nothing collapsed
     codes = model({"deep": x}).decoded["codes"]
     assert torch.equal(codes, model.predict({"deep": x}).decoded["codes"])
+
+
+def test_micro_batches_are_put_together() -> None:
+    """As gradient accumulation does with what the model gave for each."""
+    text = f"sid_rqvae {{ {BODY} sinkhorn_config {{ enabled: false }} }} {LOSSES}"
+    model, x = tokenizer(text, WIDTHS).train(), items(30)
+    parts = [model({"deep": part}) for part in x.split(10)]
+    whole = Outputs.concatenate(parts)
+    assert torch.equal(whole.tensors["inputs"], x)
+    assert torch.equal(whole.decoded["codes"], model({"deep": x}).decoded["codes"])
 
 
 def test_cost_and_letter_losses_train() -> None:

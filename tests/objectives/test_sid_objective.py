@@ -39,7 +39,7 @@ def outputs(n: int = 6) -> Outputs:
         tensors[f"all_{name}"] = tensors[name]
     tensors["all_units"] = torch.nn.functional.normalize(tensors["decoded"], dim=1)
     tensors["all_pair_units"] = torch.nn.functional.normalize(tensors["pair_decoded"], dim=1)
-    tensors["first"] = torch.tensor(0)
+    tensors["first"] = torch.tensor([0])
     return Outputs({}, tensors)
 
 

@@ -50,6 +50,7 @@ class Outputs:
             {name: torch.cat([part.logits[name] for part in parts]) for name in parts[0].logits},
             {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors},
             torch.cat(repeats) if repeats else None,
+            {name: torch.cat([part.decoded[name] for part in parts]) for name in parts[0].decoded},
         )
 
 

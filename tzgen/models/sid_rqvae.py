@@ -104,7 +104,7 @@ class SidRqvae(Tokenizer):
         this rank's alone."""
         gather = gather_with_gradient if self.training else (lambda rows: rows)
         x = tensors["inputs"]
-        found = {"first": torch.tensor(first_row(x) if self.training else 0)}
+        found = {"first": torch.tensor([first_row(x) if self.training else 0])}
         found["all_inputs"] = gather(x)
         if "collaborative" in tensors:
             found["all_collaborative"] = gather(tensors["collaborative"])

@@ -8,7 +8,7 @@ Tensors that a model gives (N rows, all float32):
     pair_inputs, pair_decoded [N, D], is_pair [N]    contrastive_loss
     collaborative [N, d]                         collaborative_loss
     diversity [N]                                diversity_loss
-Contrasts are with the rows of all ranks, M of them, this rank's from `first` (int64 scalar) on:
+Contrasts are with the rows of all ranks, M of them, this rank's from `first` (int64 [1]) on:
     all_inputs [M, D], all_collaborative [M, d], all_is_pair [M], all_pair_inputs [M, D], and
     all_units, all_pair_units [M, D]: decoded vectors at length 1, with gradients
 A model that is fitted (Model.fits) has none; its reconstruction error is still measured.
