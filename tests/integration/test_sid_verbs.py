@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from world import run as run_verb
 import tzgen.sid.__main__ as sid
 from tzgen.sid.bundle import open_bundle
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 train_config { dense_optimizer { adam_optimizer { lr: 0.003 } } num_epochs: 2 }
 data_config { batch_size: 32 dataset_type: ParquetDataset num_workers: 1 }
@@ -32,6 +35,11 @@ KMEANS = """sid_rqkmeans {
 }"""
 RQVAE = """sid_rqvae { embed_dim: 4 hidden_dims: 8 codebook: [6, 6] kmeans_init: true }
 losses { recon_loss {} } losses { commitment_loss {} }"""
+RESTARTED = """sid_rqvae {
+  embed_dim: 4 hidden_dims: 8 codebook: [6, 6] kmeans_init: true
+  ema {} dead_code_restart { interval: 1 threshold: 0.9 decay: 0.1 }
+}
+losses { recon_loss {} } losses { commitment_loss {} } losses { contrastive_recon_loss {} }"""
 OPQ = "sid_opq { num_subvectors: 2 codebook_size: 6 rounds: 2 }"
 WORDS = [
     "red",
@@ -147,6 +155,28 @@ def test_fine_tuning_starts_from_the_codebooks_of_the_other_run(tmp_path: Path) 
         done = run_verb("predict", [*flags, *rows, "--predict_output_path", str(tmp_path / name)])
         assert done.status == 0, done.err
     assert pq.read_table(tmp_path / "a").equals(pq.read_table(tmp_path / "b"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [KMEANS, RESTARTED], ids=["rqkmeans", "rqvae"])
+def test_two_processes_fit_and_publish_one_generation(tmp_path: Path, model: str) -> None:
+    """Every collective of a fit: a start by k-means, moving codebooks, restarts, contrasts."""
+    config = tmp_path / "c.config"
+    config.write_text(CONFIG % model)
+    items = write_items(tmp_path / "items.parquet", 60)
+    verb("embed", item_input_path=items, output=tmp_path / "vec", dim=8)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words = [
+        "-m", "tzgen.sid", "fit", "--pipeline_config", str(config),
+        "--model_dir", str(tmp_path / "model"), "--train_input_path", str(tmp_path / "vec"),
+        "--set", f"eval_input_path={tmp_path / 'vec'}", "--bundle_path", str(tmp_path / "sids"),
+        "--generation", "one",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*launch, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(open_bundle(tmp_path / "sids" / "one").table) == 60
 
 
 def test_wrong_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
