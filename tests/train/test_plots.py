@@ -79,6 +79,15 @@ def test_series_are_picked_by_name() -> None:
     assert plots._metric_kinds(entries) == ["auc", "loss"]
 
 
+def test_metrics_with_a_cut_and_those_of_tokenizers_are_drawn() -> None:
+    entries = [
+        {"kind": "eval", "step": 1, "recall@5": 0.1, "recall@10_click": 0.2, "recalled": 0.3},
+        {"kind": "eval", "step": 1, "unique_sid_ratio": 0.9, "perplexity_0": 9.0, "mse": 0.1},
+    ]
+    assert plots._metric_kinds(entries) == ["recall", "unique_sid_ratio", "perplexity", "mse"]
+    assert set(plots._series(entries, "eval", "recall")) == {"recall@5", "recall@10_click"}
+
+
 def test_nothing_to_draw(tmp_path: Path) -> None:
     assert plots.plot_training(tmp_path) is None
     (tmp_path / LOG_NAME).write_text("")

@@ -123,12 +123,12 @@ def ticks(values: list[float] | list[int]) -> list[float]:
 
 
 def _series(entries: list[dict[str, Any]], kind: str, prefix: str) -> dict[str, Points]:
-    """name -> (step, value) of every entry of `kind` whose name is `prefix` or starts with it."""
+    """name -> (step, value) of every entry of `kind` whose name is of the family `prefix`."""
     series: dict[str, list[tuple[float, float]]] = {}
     for entry in entries:
         if entry["kind"] == kind:
             for name, value in entry.items():
-                if (name == prefix or name.startswith(f"{prefix}_")) and value is not None:
+                if _is_of(name, prefix) and value is not None:
                     series.setdefault(name, []).append((entry["step"], value))
     return dict(series)
 
@@ -145,7 +145,15 @@ def _metric_kinds(entries: list[dict[str, Any]]) -> list[str]:
         "recall",
         "ndcg",
         "xauc",
+        "unique_sid_ratio",
+        "perplexity",
+        "mse",
         "loss",
     )
     names = {name for entry in entries if entry["kind"] == "eval" for name in entry}
-    return [kind for kind in known if any(n == kind or n.startswith(f"{kind}_") for n in names)][:4]
+    return [kind for kind in known if any(_is_of(name, kind) for name in names)][:4]
+
+
+def _is_of(name: str, family: str) -> bool:
+    """auc, auc_click, recall@10 and recall@10_click are of the families auc and recall."""
+    return name == family or name.startswith((f"{family}_", f"{family}@"))
