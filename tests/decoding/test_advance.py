@@ -8,12 +8,13 @@ import math
 
 import pytest
 import torch
-from plain_beam import RandomModel, children, exhaustive, log_share, nucleus
 from torch import Tensor
 
 from tzgen.decoding.beam import beam_search
 from tzgen.decoding.options import BeamOptions, BeamState, Step
 from tzgen.decoding.trie import Trie
+
+from .plain_beam import RandomModel, children, exhaustive, log_share, nucleus
 
 CODES = [(0, 1), (0, 3), (1, 0), (2, 0), (2, 1), (2, 3)]
 SIZES = (3, 4)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_beam import RandomModel, exhaustive, plain_search
 from torch import Tensor
 
 from tzgen.decoding.beam import beam_search, free_beam_search
@@ -19,6 +18,8 @@ from tzgen.decoding.catalogues import SubCatalogues, item_mask
 from tzgen.decoding.options import BeamOptions, BeamResult, BeamState
 from tzgen.decoding.post import list_items
 from tzgen.decoding.trie import Trie
+
+from .plain_beam import RandomModel, exhaustive, plain_search
 
 BOTH = pytest.mark.parametrize("dense_bytes", [0, 1 << 26], ids=["csr", "dense"])
 SIZES = (6, 9, 4)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from plain_beam import RandomModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +15,8 @@ from tzgen.decoding.catalogues import SubCatalogues
 from tzgen.decoding.options import BeamOptions, BeamState
 from tzgen.decoding.post import list_items
 from tzgen.decoding.trie import Trie
+
+from .plain_beam import RandomModel
 
 SIZES = (6, 9, 4)
 GROUPS = {"groups": 2, "group_penalty": 0.8}

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_beam import nucleus as plain_nucleus
 
 from tzgen.decoding.choose import log_sum_exp, nucleus, perturb, top_slots
+
+from .plain_beam import nucleus as plain_nucleus
 
 
 def plain_top(keys: list[float], k: int) -> list[int]:
