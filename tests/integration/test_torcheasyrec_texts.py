@@ -115,5 +115,5 @@ def test_texts_cover_the_vocabulary() -> None:
         met |= {data_pb2.FgMode.Name(config.data_config.fg_mode)}
         for _, message in walk(config):
             met |= {field.name for field, _ in message.ListFields()}
-    # TorchEasyRec has no generators of semantic IDs: test_generators.py trains them
+    # TorchEasyRec has no generators of semantic IDs: test_generator_verbs.py trains them
     assert {*VOCABULARY.split(), *MODELS} - met == set(GENERATORS)
