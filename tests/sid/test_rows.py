@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -39,3 +40,15 @@ def test_columns_that_are_no_matrix_are_named() -> None:
         matrix(column([[1, None]]), "c")
     with pytest.raises(UserError, match="is int64; expected a list"):
         matrix(column([1, 2]), "c")
+
+
+def test_codes_are_never_rounded_and_texts_are_no_numbers() -> None:
+    floats = pa.chunked_array([pa.array([[1.0, 2.7]])])
+    with pytest.raises(
+        UserError, match="'codes' holds lists of double; expected lists of integers"
+    ):
+        matrix(floats, "codes")
+    assert matrix(floats, "scores", np.float32).dtype == np.float32
+    texts = pa.chunked_array([pa.array([["1", "2"]])])
+    with pytest.raises(UserError, match="'item_emb' holds lists of string; expected lists of num"):
+        matrix(texts, "item_emb", np.float32)

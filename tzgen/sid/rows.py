@@ -51,4 +51,8 @@ def matrix(column: pa.ChunkedArray, name: str, dtype: Any = np.int64) -> np.ndar
     flat = pc.list_flatten(column)
     if flat.null_count:
         raise UserError(f"column {name!r} holds null inside a list: expected numbers")
+    numbers = pa.types.is_integer(flat.type)
+    if not numbers and (np.dtype(dtype).kind == "i" or not pa.types.is_floating(flat.type)):
+        wanted = "integers" if np.dtype(dtype).kind == "i" else "numbers"
+        raise UserError(f"column {name!r} holds lists of {flat.type}; expected lists of {wanted}")
     return np.array(flat.to_numpy(), dtype=dtype).reshape(len(lengths), -1)
