@@ -124,6 +124,18 @@ def test_collaborative_vectors_train_the_encoder(more: str) -> None:
     assert all(grad is not None and grad.abs().sum() > 0 for grad in gradients)
 
 
+def test_a_start_from_rows_is_without_dropout() -> None:
+    text = f"sid_rqvae {{ {BODY} kmeans_init: true dropout_ratio: 0.5 }} {LOSSES}"
+    model = tokenizer(text, WIDTHS).train()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model.prepare(iter([{"deep": items()}]))
+        found.append([book.detach().clone() for book in model.quantizer.codebooks])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert model.training and model.encoder.training
+
+
 def test_a_start_from_too_few_rows_is_refused() -> None:
     text = f"sid_rqvae {{ {BODY} kmeans_init: true }} {LOSSES}"
     for rows in ([{"deep": items(5)}], []):

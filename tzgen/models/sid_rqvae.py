@@ -124,11 +124,14 @@ class SidRqvae(Tokenizer):
         return self._start_rows
 
     def prepare(self, batches: Iterator[Groups]) -> None:
-        """kmeans_init: the codebooks from the first encodings of all ranks."""
+        """kmeans_init: the codebooks from the first encodings of all ranks, without dropout."""
+        training = self.training
+        self.eval()
         with torch.no_grad(), told_as("model_config.sid_rqvae.kmeans_init"):
             z = [self.encoder(self.item_vectors(groups, self.group)) for groups in batches]
             none = self.quantizer.codebooks[0][:0]  # this process may have no rows
             self.quantizer.init_from(torch.cat([none, *z]), KMeansOptions())
+        self.train(training)
 
     @classmethod
     def other_groups(cls, config: Message) -> tuple[GroupRule, ...]:
