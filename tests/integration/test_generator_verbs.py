@@ -130,6 +130,41 @@ def test_trains_evaluates_and_predicts(folder: Path, name: str) -> None:
     assert all(row["scores"] == sorted(row["scores"], reverse=True) for row in rows)
 
 
+@pytest.mark.parametrize("name", ["tiger", "hstu"])
+def test_a_package_predicts_what_the_checkpoint_does_wherever_it_lies(
+    folder: Path, name: str
+) -> None:
+    words = [*written(folder, name), "--set", "train_config.num_epochs=1"]
+    assert run("train_eval", words).status == 0
+    given = ["--predict_input_path", "eval.parquet", "--predict_output_path"]
+    assert run("predict", [*words, *given, "out"]).status == 0
+    run("export", [*words, "--export_dir", "no", "--set", "export_config.format=AOTI"]).fails(
+        "export_config.format AOTI", "trie"
+    )
+    done = run("export", [*words, "--export_dir", "package"])
+    assert done.status == 0, done.err
+    assert "AUTO: EAGER" in done.err
+    (folder / "package").rename(folder / "elsewhere")
+    (folder / "sids").rename(folder / "gone")
+    done = run("predict", ["--export_dir", "elsewhere", *given, "packaged"])
+    assert done.status == 0, done.err
+    packaged, wanted = (pq.read_table(out).to_pydict() for out in ("packaged", "out"))
+    assert packaged == wanted
+
+
+def test_a_package_may_be_given_its_generation_and_no_other(folder: Path) -> None:
+    words = [*written(folder, "tiger"), "--set", "train_config.num_epochs=1"]
+    assert run("train_eval", words).status == 0
+    assert run("export", [*words, "--export_dir", "package"]).status == 0
+    publish(folder / "sids", "other", seed=5)
+    given = ["--predict_input_path", "eval.parquet", "--predict_output_path", "out"]
+    field = "model_config.tiger.bundle_path"
+    for bundle, status in (("sids/one", 0), ("sids/other", 2)):
+        more = ["--set", f"{field}={bundle}", "--overwrite"]
+        done = run("predict", ["--export_dir", "package", *given, *more])
+        assert done.status == status, done.err
+
+
 def test_another_bundle_is_refused_before_anything_is_written(folder: Path) -> None:
     words = [*written(folder, "tiger"), "--set", "train_config.num_epochs=1"]
     assert run("train_eval", words).status == 0

@@ -24,6 +24,7 @@ from tzgen.export.cached_graphs import GRAPHS, CacheLayout
 from tzgen.export.graphs import FullGraph, GraphInput, flatten
 from tzgen.export.native import load_carried
 from tzgen.export.package import Package, open_package
+from tzgen.export.semantic_ids import find_ids
 from tzgen.modules.stu_cache import EncodedHistory
 
 
@@ -96,6 +97,7 @@ def load_package(
     package, device = open_package(path), device or torch.device("cpu")
     load_carried(package)
     config = configs.load_pipeline(package.config_path, overrides)
+    find_ids(config, path)
     pipeline = build_pipeline(
         config,
         device=device,

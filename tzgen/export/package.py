@@ -8,6 +8,7 @@ dense.safetensors        all other weights, one file for all graphs
 graphs/full.pt2          compiled graphs of format AOTI (full; encode, score, append of models that
                          have them) without weights, and tensors that their code writes down;
                          none for EAGER
+semantic_ids/            the generation that a generator was trained on
 native/*.so              the native op library, where the model runs on it
 replay.safetensors       groups and outputs of the batch that proved the package equal to eager
 """

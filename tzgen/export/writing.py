@@ -24,6 +24,7 @@ from tzgen.export.loaded import dense_state, load_package
 from tzgen.export.native import carry
 from tzgen.export.package import staged, write_manifest
 from tzgen.export.parity import cached_answers, edge_cases, largest_difference
+from tzgen.export.semantic_ids import carry_ids
 from tzgen.log import LOGGER
 
 
@@ -42,7 +43,7 @@ def export_package(
     by more than export_config.parity_tolerance; nothing is published then.
     """
     pipeline.module.eval()
-    chosen, device = _format(pipeline.config.export_config), device_of(pipeline)
+    chosen, device = _format(pipeline), device_of(pipeline)
     with torch.no_grad():
         groups = pipeline.module.embeddings(batch.to(device))
     graph = FullGraph(pipeline, inputs_of(groups, _max_lens(groups, pipeline))).eval()
@@ -148,7 +149,8 @@ def _write_weights(pipeline: Pipeline, folder: Path) -> None:
     }
     save_file(tables, folder / "tables.safetensors")
     save_file(dense, folder / "dense.safetensors")
-    (folder / "pipeline.config").write_text(configs.dump(pipeline.config), encoding="utf-8")
+    config = carry_ids(pipeline.config, folder)
+    (folder / "pipeline.config").write_text(configs.dump(config), encoding="utf-8")
 
 
 def _write_replay(flat: Sequence[Tensor], outputs: Mapping[str, Tensor], folder: Path) -> None:
@@ -191,20 +193,27 @@ def _max_lens(groups: Mapping[str, Tensor | Ragged], pipeline: Pipeline) -> dict
     }
 
 
-def _format(export_config: Any) -> str:
+def _format(pipeline: Pipeline) -> str:
+    export_config = pipeline.config.export_config
     asked = (
         export_config.DESCRIPTOR.fields_by_name["format"]
         .enum_type.values_by_number[export_config.format]
         .name
     )
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    searches = pipeline.model.measures == "items"
     if asked == "AUTO":
-        compiler = shutil.which("g++") or shutil.which("clang++")
-        chosen = "AOTI" if compiler else "EAGER"
-        LOGGER.info(
-            "export_config.format AUTO: %s%s", chosen, "" if compiler else " (no C++ compiler here)"
-        )
+        chosen = "AOTI" if compiler and not searches else "EAGER"
+        why = "" if compiler else " (no C++ compiler here)"
+        why = " (the model searches a trie, which no graph holds)" if searches else why
+        LOGGER.info("export_config.format AUTO: %s%s", chosen, why)
         return chosen
-    if asked == "AOTI" and not (shutil.which("g++") or shutil.which("clang++")):
+    if asked == "AOTI" and searches:
+        raise UserError(
+            "export_config.format AOTI: a generator searches its trie, which no compiled graph "
+            "holds; use --set export_config.format=EAGER (AUTO takes it)"
+        )
+    if asked == "AOTI" and not compiler:
         raise UserError(
             "export_config.format AOTI needs a C++ compiler (g++ or clang++) and none is on PATH: "
             "install one, or use --set export_config.format=EAGER"
