@@ -76,6 +76,14 @@ def test_a_failed_compile_names_its_log(sources: Path, tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_a_failed_compile_keeps_the_library_that_is_there(sources: Path, tmp_path: Path) -> None:
+    made, _ = building.build(sources, tmp_path / "lib")
+    (sources / "one.cpp").write_text("int broken( {\n")
+    assert building.build(sources, tmp_path / "lib")[0] is None
+    assert made is not None and made.is_file()
+
+
+@needs_compiler
 def test_a_compiler_that_does_not_know_native_still_builds(sources: Path, tmp_path: Path) -> None:
     picky = tmp_path / "g++"
     picky.write_text(

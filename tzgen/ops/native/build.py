@@ -62,14 +62,14 @@ def build(
     if shutil.which(command) is None:
         return None, f"native ops: not built, there is no C++ compiler ({command}); {FALLBACK}"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{PREFIX}*.so"):
-        old.unlink()
     log = folder / "build.log"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / target.name
         for flags in ((*FLAGS, *TUNED), FLAGS):
             if _compile(command, flags, sources, made, log):
                 made.replace(target)
+                for old in set(folder.glob(f"{PREFIX}*.so")) - {target}:
+                    old.unlink()
                 return target, f"native ops: built {target.name}"
     return None, f"native ops: not built, {command} failed, see {log}; {FALLBACK}"
 
