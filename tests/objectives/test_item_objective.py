@@ -47,7 +47,7 @@ def test_a_batch_that_teaches_nothing_has_loss_and_gradient_0() -> None:
     objective = ItemObjective(ModelConfig(), label_temperature=1.0)
     loss = objective.combine(objective(out, Batch(num_rows=2)))
     loss.backward()
-    assert float(loss) == 0 and not logits.grad.any()
+    assert loss.item() == 0 and not logits.grad.any()
 
 
 def test_accumulation_is_refused_by_name() -> None:
