@@ -307,9 +307,10 @@ def rows_per_step(config: Any, mode: Mode) -> int:
 
 
 def num_tokens(batch: Batch) -> int:
-    """Sequence steps of a batch: each sequence counted once, by its first feature."""
-    lengths = {ids.seq_lengths for ids in batch.ids.values() if ids.seq_lengths is not None}
-    return int(max((int(length.sum()) for length in lengths), default=0))
+    """Steps of the longest sequence feature of a batch, all rows together; 0 without sequences."""
+    looked_up = [ids.seq_lengths for ids in batch.ids.values() if ids.seq_lengths is not None]
+    plain = [value.lengths for value in batch.dense.values() if isinstance(value, Ragged)]
+    return max((int(lengths.sum()) for lengths in looked_up + plain), default=0)
 
 
 def concatenate(parts: Sequence[StepOutput], batch: Batch) -> StepOutput:
