@@ -23,7 +23,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ("dlrm_hstu_kuairand", "dlrm_hstu_mtgr_kuairand", "mmoe_kuairand", "ple_kuairand")
+MODELS = (
+    "dlrm_hstu_kuairand",
+    "dlrm_hstu_mtgr_kuairand",
+    "mmoe_kuairand",
+    "ple_kuairand",
+    "ultra_hstu_kuairand",
+)
 TASKS = ("is_click", "long_view", "is_like")
 KEYS = "user_id,cand__video_id,cand__time_ms"
 
