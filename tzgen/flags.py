@@ -101,7 +101,9 @@ FLAGS: Mapping[str, Flag] = MappingProxyType(
         "capacity": Flag("items that an ID may hold", kind="number", default=1),
         "suffix_size": Flag("codes of the suffix; default: the largest group", kind="number"),
         "encoder": Flag("tfidf_svd, wordllama or sentence_transformers", default="tfidf_svd"),
-        "encoder_path": Flag("folder of a sentence-transformers model"),
+        "encoder_path": Flag(
+            "folder of a sentence-transformers model, or of a stored tfidf_svd: <output>-encoder"
+        ),
         "dim": Flag("width of the vectors", kind="number", default=256),
         "seed": Flag("seed of the encoder's fit", kind="number", default=0),
         "text_field": Flag("column with the item's text", default="text"),

@@ -76,10 +76,13 @@ def verb(name: str, **flags: Any) -> None:
 def test_text_to_published_ids(tmp_path: Path, model: str) -> None:
     config = tmp_path / "c.config"
     config.write_text(CONFIG % model)
+    first_items = write_items(tmp_path / "first.parquet", 60)
     everything = write_items(tmp_path / "items.parquet", 70)
-    verb("embed", item_input_path=everything, output=tmp_path / "vec2", dim=8)
-    (tmp_path / "vec").mkdir()  # of the first items only: what tfidf_svd learns is of one run
-    pq.write_table(pq.read_table(tmp_path / "vec2").slice(0, 60), tmp_path / "vec" / "0.parquet")
+    verb("embed", item_input_path=first_items, output=tmp_path / "vec", dim=8)
+    verb(
+        "embed", item_input_path=everything, output=tmp_path / "vec2", dim=8,
+        encoder_path=tmp_path / "vec-encoder",
+    )  # fmt: skip
     policy = "next_best" if model == KMEANS else "suffix"
     flags = {
         "pipeline_config": config, "model_dir": tmp_path / "model", "policy": policy,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tzgen.errors import DataError, UserError
 from tzgen.sid import embed
 from tzgen.sid.embed import embed_items
 
-from .test_encoders import texts
+from .test_tfidf import texts
 
 
 @pytest.fixture
@@ -62,6 +63,44 @@ def test_a_killed_job_goes_on_and_ends_the_same(
     run(items)
 
 
+def test_items_that_come_later_land_in_the_same_space(items: Path, tmp_path: Path) -> None:
+    """Item 7 comes alone, beside items that nobody has seen; its vector is the one it had."""
+    vectors = np.array(pq.read_table(run(items))["vec"].to_pylist(), np.float32)
+    store, later = tmp_path / "out-encoder", tmp_path / "later"
+    rows = pa.table({"item_id": [7, 90], "text": [texts(49)[7], "blue soap"]})
+    pq.write_table(rows, tmp_path / "new.parquet")
+    options: dict[str, Any] = {
+        "encoder": "tfidf_svd", "dim": 6, "encoder_path": store, "text_field": "text",
+        "vector_field": "vec", "seed": 0,
+    }  # fmt: skip
+    assert embed_items(str(tmp_path / "new.parquet"), later, **options) == 2
+    found = np.array(pq.read_table(later)["vec"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(found[0], vectors[7])
+    assert found[1].any() and not (tmp_path / "later-encoder").exists()
+    with pytest.raises(UserError, match="--dim 5: the encoder in"):
+        embed_items(str(tmp_path / "new.parquet"), tmp_path / "x", **(options | {"dim": 5}))
+    assert not (tmp_path / "x").exists()
+    (later / "_manifest.json").unlink()
+    body = json.loads((store / "manifest.json").read_text())
+    body["checksums"] = {"encoder.safetensors": "of another"}
+    (store / "manifest.json").write_text(json.dumps(body))
+    with pytest.raises(UserError, match=r"another job \(encoder_sha256 differ\)"):
+        embed_items(str(tmp_path / "new.parquet"), later, **options)
+
+
+def test_a_killed_job_goes_on_with_the_encoder_that_it_stored(items: Path) -> None:
+    output = run(items)
+    whole, store = pq.read_table(output).to_pydict(), output.with_name("out-encoder")
+    written = (store / "encoder.safetensors").stat().st_mtime_ns
+    shutil.rmtree(output)
+    assert pq.read_table(run(items)).to_pydict() == whole
+    assert (store / "encoder.safetensors").stat().st_mtime_ns == written
+    shutil.rmtree(output)
+    with pytest.raises(UserError, match=r"holds an encoder of another job \(seed differ\)"):
+        run(items, seed=1)
+    assert not output.exists()
+
+
 def test_other_parts_are_refused(items: Path) -> None:
     output = run(items)
     (output / "_manifest.json").unlink()
@@ -82,8 +121,6 @@ def test_wrong_columns_and_vectors_are_named(items: Path, monkeypatch: pytest.Mo
 
     class Broken:
         dim = 2
-
-        def fit(self, texts: list[str]) -> None: ...
 
         def __call__(self, texts: list[str]) -> np.ndarray:
             return np.full((len(texts), 2), np.nan, np.float32)

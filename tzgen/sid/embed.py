@@ -3,6 +3,8 @@
 
     <output>/part-<n>.parquet     one for each row group of the input, whole or absent
     <output>/_manifest.json       last
+    <output>-encoder/             what tfidf_svd learnt, where it was fitted: for items that come
+                                  later (tfidf.py)
 
 A run that was killed goes on where it stopped: parts that are there are kept while input, encoder
 and options are the same (`_job.json`), and refused else.
@@ -10,9 +12,7 @@ and options are the same (`_job.json`), and refused else.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from tqdm import tqdm
 from tzgen.data.readers import ParquetDataset
 from tzgen.errors import DataError, UserError
 from tzgen.sid.encoders import Encoder, make_encoder
+from tzgen.sid.folder import checksum, sync, write_json, write_manifest
+from tzgen.sid.tfidf import NAME as FITTED
+from tzgen.sid.tfidf import TfidfSvd, stored_manifest
 
 JOB, MANIFEST = "_job.json", "_manifest.json"
 BATCH = 256
@@ -61,14 +64,23 @@ def embed_items(
         "vector_field": vector_field,
         "seed": seed,
     }
+    if encoder == FITTED and encoder_path is not None:
+        job["encoder_sha256"] = stored_manifest(encoder_path, dim=dim)["checksums"]
     if _is_done(output, job):
         return reader.num_rows
+    store = output.parent / f"{output.name}-encoder"
+    fits = encoder == FITTED and encoder_path is None
+    if fits:
+        _require_same_fit(store, job)
     _begin(output, job)
     groups = [(f, g) for f, info in enumerate(reader.files) for g in range(len(info.group_rows))]
     missing = [place for place, _ in enumerate(groups) if not _part(output, place).is_file()]
     if missing:
-        made = make_encoder(encoder, dim=dim, path=encoder_path, seed=seed)
-        made.fit(_all_texts(reader, groups, text_field) if encoder == "tfidf_svd" else [])
+        if fits and not store.exists():
+            learnt = TfidfSvd(dim, seed=seed)
+            learnt.fit(_all_texts(reader, groups, text_field))
+            learnt.save(store, _fitted_on(job))
+        made = make_encoder(encoder, dim=dim, path=store if fits else encoder_path)
         for place in tqdm(missing, desc=f"embed with {encoder}", unit="row group"):
             rows = reader.read_rows(*groups[place])
             vectors = _encode(made, _texts(rows[text_field]))
@@ -76,6 +88,23 @@ def embed_items(
             _write(_part(output, place), rows, vector_field, vectors)
     _finish(output, job, len(groups), reader.num_rows)
     return reader.num_rows
+
+
+def _fitted_on(job: dict[str, Any]) -> dict[str, Any]:
+    return {name: job[name] for name in ("input", "text_field", "dim", "seed")}
+
+
+def _require_same_fit(store: Path, job: dict[str, Any]) -> None:
+    """An encoder that lies where this job would leave its own must be the same."""
+    if not store.exists():
+        return
+    before, wanted = stored_manifest(store).get("fitted_on", {}), _fitted_on(job)
+    changed = [name for name, value in wanted.items() if before.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{store} holds an encoder of another job ({', '.join(changed)} differ): name another "
+            f"--output, or remove it; or embed with it: --encoder_path {store}"
+        )
 
 
 def _all_texts(
@@ -121,6 +150,7 @@ def _write(path: Path, rows: pa.RecordBatch, name: str, vectors: np.ndarray[Any,
     table = pa.Table.from_batches([rows]).append_column(name, column)
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(table, partial, compression="zstd")
+    sync(partial)
     partial.replace(path)
 
 
@@ -148,7 +178,7 @@ def _begin(output: Path, job: dict[str, Any]) -> None:
     elif there:
         raise UserError(f"{output} holds {there[0].name}, which no such job wrote: name another")
     output.mkdir(parents=True, exist_ok=True)
-    _json(note, job)
+    write_json(note, job)
 
 
 def _entries(output: Path) -> Iterator[Path]:
@@ -156,17 +186,7 @@ def _entries(output: Path) -> Iterator[Path]:
 
 
 def _finish(output: Path, job: dict[str, Any], parts: int, rows: int) -> None:
-    checksums = {}
-    for place in range(parts):
-        with _part(output, place).open("rb") as stream:
-            checksums[_part(output, place).name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    _json(output / MANIFEST, {"schema_version": 1, "job": job, "rows": rows, "sha256": checksums})
-
-
-def _json(path: Path, body: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(body, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    names = [_part(output, place).name for place in range(parts)]
+    digests = {name: checksum(output / name) for name in names}
+    body = {"schema_version": 1, "job": job, "rows": rows, "sha256": digests}
+    write_manifest(output / MANIFEST, body)
