@@ -34,6 +34,7 @@ from tzgen.errors import ConfigError, Problem, UserError
 from tzgen.features import Feature, FeatureParser, create_features
 from tzgen.log import LOGGER
 from tzgen.models.base import MODELS, Model, Outputs
+from tzgen.modules.collectives import of_all_ranks
 from tzgen.modules.stu import STULayer
 from tzgen.objectives import (
     EvalMetrics,
@@ -208,7 +209,7 @@ def build_pipeline(
     _tell_kernel(model, device)
     head = Head(
         model.to(device),
-        make_objective(model, tasks, config.model_config),
+        make_objective(model, tasks, config.model_config, of_all_ranks),
         dtype=_autocast_dtype(config.train_config.mixed_precision),
         sum_over_ranks=sum_over_ranks,
         world_size=world_size,

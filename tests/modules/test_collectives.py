@@ -15,6 +15,7 @@ from tzgen.modules.collectives import (
     gather_rows,
     gather_with_gradient,
     grouped,
+    of_all_ranks,
     sum_over_ranks,
 )
 
@@ -25,6 +26,7 @@ def test_without_a_group_nothing_happens() -> None:
     for call in (sum_over_ranks, from_first_rank, gather_rows, gather_with_gradient):
         assert torch.equal(call(x), x)
     assert first_row(x) == 0
+    assert of_all_ranks({"x": x}) == ({"x": x}, 0)
 
 
 def _rank(rank: int, store: str, folder: str) -> None:
@@ -39,6 +41,8 @@ def _rank(rank: int, store: str, folder: str) -> None:
     mine = torch.full((rank + 1, 2), 1.0 + rank, requires_grad=True)
     everybody = gather_with_gradient(mine)
     (everybody * torch.arange(1.0, 4.0).unsqueeze(1)).sum().backward()
+    named, start = of_all_ranks({"a": mine.detach(), "b": -mine.detach()})
+    found |= {"named": torch.cat([named["a"], named["b"]], dim=1), "named_start": start}
     found |= {"everybody": everybody.detach(), "gradient": mine.grad}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -53,6 +57,8 @@ def test_two_ranks(tmp_path: Path) -> None:
         assert torch.equal(found["rows"], torch.ones(2, 3))
         assert found["start"] == rank
         assert found["everybody"][:, 0].tolist() == [1.0, 2.0, 2.0]
+        assert found["named"][:, ::2].tolist() == [[1.0, -1.0], [2.0, -2.0], [2.0, -2.0]]
+        assert found["named_start"] == rank
         # both ranks use all three rows: each gradient arrives twice
         weights = [[2.0]] if rank == 0 else [[4.0], [6.0]]
         assert torch.equal(found["gradient"], torch.tensor(weights).expand(-1, 2))

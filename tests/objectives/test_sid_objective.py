@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from google.protobuf import text_format
+from torch import Tensor
 
 from tzgen.data.batch import Batch
 from tzgen.errors import ConfigError
@@ -35,11 +38,6 @@ def outputs(n: int = 6) -> Outputs:
         "is_pair": torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])[:n],
         "collaborative": torch.randn(n, 3),
     }
-    for name in ("inputs", "collaborative", "is_pair", "pair_inputs"):
-        tensors[f"all_{name}"] = tensors[name]
-    tensors["all_units"] = torch.nn.functional.normalize(tensors["decoded"], dim=1)
-    tensors["all_pair_units"] = torch.nn.functional.normalize(tensors["pair_decoded"], dim=1)
-    tensors["first"] = torch.tensor([0])
     return Outputs({}, tensors)
 
 
@@ -79,6 +77,35 @@ def test_counts_of_a_batch_go_to_the_device_of_the_losses() -> None:
     assert objective.combine(terms, counts=counts).device.type == "meta"
 
 
+def test_other_ranks_are_asked_for_rows_that_a_loss_reads() -> None:
+    """By those losses alone, and in training, where ranks go in step."""
+    asked: list[str] = []
+
+    def gather(named: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], int]:
+        asked.extend(named)
+        return {name: torch.cat([rows, rows]) for name, rows in named.items()}, 6
+
+    for losses, names in (
+        ("losses { recon_loss {} } losses { commitment_loss {} } losses { diversity_loss {} }", []),
+        ("losses { recon_loss {} } losses { contrastive_recon_loss {} }", ["inputs"]),
+        ("losses { collaborative_loss {} }", ["vectors"]),
+        (
+            "losses { contrastive_loss {} }",
+            ["units", "pair_units", "inputs", "pair_inputs", "is_pair"],
+        ),
+    ):
+        asked.clear()
+        objective = SidObjective(config(losses), gather)
+        own = objective.eval()(outputs(), Batch(num_rows=6))
+        assert asked == []
+        both = objective.train()(outputs(), Batch(num_rows=6))
+        assert asked == names
+        if "recon_loss {} } losses { contr" in losses:  # everybody twice: log 2 more
+            name = "contrastive_recon_loss"
+            more = (both[name].mean - own[name].mean).detach()
+            assert float(more) == pytest.approx(math.log(2), abs=1e-5)
+
+
 def test_a_fitted_model_has_no_terms_and_a_total_of_zero() -> None:
     objective = SidObjective(config(""))
     terms = objective(outputs(), Batch(num_rows=6))
@@ -109,5 +136,5 @@ def test_losses_that_do_not_fit_are_refused(losses: str, text: str) -> None:
 
 def test_a_loss_whose_tensors_the_model_does_not_give_is_named() -> None:
     objective = SidObjective(config("losses { collaborative_loss {} }"))
-    with pytest.raises(ConfigError, match="no quantized, all_collaborative"):
+    with pytest.raises(ConfigError, match="no quantized, collaborative"):
         objective(Outputs({}, {}), Batch(num_rows=1))

@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from google.protobuf.message import Message
-from torch import Tensor
 
 from tzgen.config.options import options
 from tzgen.config.tasks import TaskSpec
@@ -25,7 +23,6 @@ from tzgen.models.base import MODELS, GroupRule, Outputs
 from tzgen.models.sid_base import DEEP, Tokenizer, codebook_of, main_group, told_as
 from tzgen.models.sid_candidates import candidate_options, decoded_codes
 from tzgen.modules.autoencoder import CodeClusters, Projector
-from tzgen.modules.collectives import first_row, gather_with_gradient
 from tzgen.modules.kmeans import KMeansOptions
 from tzgen.modules.quantizers import (
     DeadCodeOptions,
@@ -96,24 +93,7 @@ class SidRqvae(Tokenizer):
             tensors["pair_decoded"] = self.decoder(found_other.out)
             flag = self.item_vectors(groups, self.pair.pair_flag_feature_group)
             tensors["is_pair"] = (flag[:, 0] > 0.5).to(x.dtype)
-        tensors |= self._everywhere(tensors)
         return Outputs({}, tensors, decoded={"codes": found.codes})
-
-    def _everywhere(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rows of all ranks that contrasts read. In evaluation, where ranks do not go in step,
-        this rank's alone."""
-        gather = gather_with_gradient if self.training else (lambda rows: rows)
-        x = tensors["inputs"]
-        found = {"first": torch.tensor([first_row(x) if self.training else 0])}
-        found["all_inputs"] = gather(x)
-        if "collaborative" in tensors:
-            found["all_collaborative"] = gather(tensors["collaborative"])
-        if "is_pair" in tensors:
-            found["all_is_pair"] = gather(tensors["is_pair"])
-            found["all_pair_inputs"] = gather(tensors["pair_inputs"])
-            found["all_units"] = gather(F.normalize(tensors["decoded"], dim=1))
-            found["all_pair_units"] = gather(F.normalize(tensors["pair_decoded"], dim=1))
-        return found
 
     def predict(self, groups: Groups) -> Outputs:
         z = self.encoder(self.item_vectors(groups, self.group))

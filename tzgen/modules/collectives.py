@@ -7,6 +7,8 @@ serve.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -74,3 +76,12 @@ def first_row(rows: Tensor) -> int:
     if not grouped():
         return 0
     return sum(row_counts(rows)[: dist.get_rank()])
+
+
+def of_all_ranks(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """Rows [n, ...] of this rank -> rows of all ranks, with gradients, and where this rank's start.
+
+    The names, of which there is at least one, are the same on every rank.
+    """
+    first = first_row(next(iter(named.values())))
+    return {name: gather_with_gradient(rows) for name, rows in named.items()}, first

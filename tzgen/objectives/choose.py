@@ -16,7 +16,7 @@ from tzgen.objectives.item_objective import ItemObjective
 from tzgen.objectives.metrics import AllGather, TaskMetrics
 from tzgen.objectives.objective import Objective
 from tzgen.objectives.sid_metrics import SidMetrics
-from tzgen.objectives.sid_objective import SidObjective
+from tzgen.objectives.sid_objective import Gather, SidObjective, alone
 
 
 class EvalMetrics(Protocol):
@@ -31,10 +31,12 @@ class EvalMetrics(Protocol):
     def intervals(self, all_gather: AllGather | None = None) -> dict[str, tuple[float, float]]: ...
 
 
-def make_objective(model: Model, tasks: Sequence[TaskSpec], model_config: Any) -> Objective:
-    """The losses that this model is trained on."""
+def make_objective(
+    model: Model, tasks: Sequence[TaskSpec], model_config: Any, gather: Gather = alone
+) -> Objective:
+    """The losses that this model is trained on; `gather` is what SidObjective takes."""
     if model.measures == "codes":
-        return SidObjective(model_config)
+        return SidObjective(model_config, gather)
     if model.measures == "items":
         return ItemObjective(model_config, label_temperature=model.label_temperature)
     return Objective(tasks, model_config)

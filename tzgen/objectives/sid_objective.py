@@ -8,16 +8,15 @@ Tensors that a model gives (N rows, all float32):
     pair_inputs, pair_decoded [N, D], is_pair [N]    contrastive_loss
     collaborative [N, d]                         collaborative_loss
     diversity [N]                                diversity_loss
-Contrasts are with the rows of all ranks, M of them, this rank's from `first` (int64 [1]) on:
-    all_inputs [M, D], all_collaborative [M, d], all_is_pair [M], all_pair_inputs [M, D], and
-    all_units, all_pair_units [M, D]: decoded vectors at length 1, with gradients
+Contrasts are with the rows of all ranks, which are gathered here, for the losses that read them
+alone. In evaluation, where ranks do not go in step, they are with this rank's.
 A model that is fitted (Model.fits) has none; its reconstruction error is still measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,19 +32,29 @@ from tzgen.objectives.objective import LossTerm, NamedLoss, Objective
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "recon_loss": ("inputs", "decoded"),
     "commitment_loss": ("encoded", "cumulative"),
-    "contrastive_loss": ("pair_inputs", "pair_decoded", "is_pair", "all_units"),
-    "contrastive_recon_loss": ("inputs", "decoded", "all_inputs"),
-    "collaborative_loss": ("quantized", "all_collaborative"),
+    "contrastive_loss": ("inputs", "decoded", "pair_inputs", "pair_decoded", "is_pair"),
+    "contrastive_recon_loss": ("inputs", "decoded"),
+    "collaborative_loss": ("quantized", "collaborative"),
     "diversity_loss": ("diversity",),
 }
+Gather = Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Tensor], int]]
 FIRST_SCALE = math.log(1 / 0.07)
 
 
-class SidObjective(Objective):
-    """Named losses of a tokenizer. Temperatures of contrastive_loss are parameters here."""
+def alone(named: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], int]:
+    """The `gather` of a single process."""
+    return named, 0
 
-    def __init__(self, model_config: Any) -> None:
+
+class SidObjective(Objective):
+    """Named losses of a tokenizer. Temperatures of contrastive_loss are parameters here.
+
+    `gather`: named rows of this rank -> those of all ranks, and where this rank's start.
+    """
+
+    def __init__(self, model_config: Any, gather: Gather = alone) -> None:
         super().__init__((), model_config, losses=_losses_of(model_config))
+        self._gather = gather
         self.pair_scales = nn.ParameterList()
         if any(loss.kind == "contrastive_loss" for loss in self.losses):
             self.pair_scales.extend(
@@ -100,37 +109,49 @@ class SidObjective(Objective):
             )
         if kind == "diversity_loss":
             return tensors["diversity"]
-        first = int(tensors["first"])
         if kind == "contrastive_recon_loss":
+            everywhere, first = self._everywhere({"inputs": tensors["inputs"]})
             return sid_losses.contrastive_recon_loss(
                 tensors["decoded"],
                 tensors["inputs"],
-                tensors["all_inputs"],
+                everywhere["inputs"],
                 first,
                 temperature=options.temperature,
             )
         if kind == "collaborative_loss":
+            everywhere, first = self._everywhere({"vectors": tensors["collaborative"]})
             return sid_losses.collaborative_loss(
                 tensors["quantized"],
-                tensors["all_collaborative"],
+                everywhere["vectors"],
                 first,
                 temperature=options.temperature,
             )
-        return self._pairs(tensors, first)
+        return self._pairs(tensors)
 
-    def _pairs(self, tensors: Mapping[str, Tensor], first: int) -> Tensor:
+    def _pairs(self, tensors: Mapping[str, Tensor]) -> Tensor:
         limit = math.log(sid_losses.LARGEST_SCALE)
         scale = [s.clamp(max=limit).exp() for s in self.pair_scales]
-        everywhere = ("all_units", "all_pair_units", "all_inputs", "all_pair_inputs")
-        units, pair_units, inputs, pair_inputs = (tensors[name] for name in everywhere)
+        everywhere, first = self._everywhere(
+            {
+                "units": torch.nn.functional.normalize(tensors["decoded"], dim=1),
+                "pair_units": torch.nn.functional.normalize(tensors["pair_decoded"], dim=1),
+                **{name: tensors[name] for name in ("inputs", "pair_inputs", "is_pair")},
+            }
+        )
+        names = ("units", "pair_units", "inputs", "pair_inputs")
+        units, pair_units, inputs, pair_inputs = (everywhere[name] for name in names)
         return sid_losses.pair_contrast(
             (tensors["decoded"], tensors["pair_decoded"]),
             (units, pair_units, inputs, pair_inputs),
             tensors["is_pair"] > 0.5,
-            tensors["all_is_pair"] > 0.5,
+            everywhere["is_pair"] > 0.5,
             first,
             (scale[0], scale[1], scale[2]),
         )
+
+    def _everywhere(self, named: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], int]:
+        """The rows that a contrast is with, and where this rank's start among them."""
+        return self._gather(named) if self.training else alone(named)
 
 
 def _losses_of(model_config: Any) -> tuple[NamedLoss, ...]:
