@@ -33,6 +33,7 @@ def train(text: str, x: Tensor, steps: int = 60) -> tuple[Model, dict[str, float
         terms = objective(model({"deep": x}), Batch(num_rows=len(x)))
         objective.combine(terms).backward()
         optimizer.step()
+        model.end_step()
     model.eval()
     metrics = SidMetrics(model.codebook)
     metrics.update(model({"deep": x}), Batch(num_rows=len(x)))
@@ -103,6 +104,7 @@ def test_both_items_of_a_pair_are_one_step_of_the_schedules() -> None:
     rows = {"deep": items(30), "pair": items(30, seed=1), "flag": torch.ones(30, 1)}
     for step in range(1, 4):
         terms = objective(model(rows), Batch(num_rows=30))
+        model.end_step()
         assert int(model.quantizer.steps) == step
     objective.combine(terms).backward()
     assert all(p.grad is not None for p in model.parameters())

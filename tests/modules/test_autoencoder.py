@@ -43,9 +43,12 @@ def test_clusters_are_made_anew_when_it_is_time() -> None:
     codes = torch.zeros(1, 1, dtype=torch.int64)
     made = []
     for _ in range(3):
-        clusters(codes, [torch.randn(8, 3)])
-        made.append(clusters.get_buffer("cluster_0").clone())
-    assert torch.equal(made[0], made[1]) and not torch.equal(made[1], made[2])
+        for _ in range(2):  # micro-batches
+            clusters(codes, [torch.randn(8, 3)])
+            made.append(clusters.get_buffer("cluster_0").clone())
+        clusters.end_step()
+    assert all(torch.equal(made[0], same) for same in made[1:4])
+    assert not torch.equal(made[3], made[4]) and torch.equal(made[4], made[5])
 
 
 def test_a_code_alone_in_its_cluster_takes_any_other() -> None:

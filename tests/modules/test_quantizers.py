@@ -137,6 +137,7 @@ def test_gumbel_trains_everything_and_cools_down() -> None:
     for _ in range(12):
         temperatures.append(made.temperature)
         found = made(z)
+        made.end_step()
     found.out.square().sum().backward()
     assert z.grad is not None and z.grad.abs().sum() > 0
     assert all(book.grad is not None and book.grad.abs().sum() > 0 for book in made.codebooks)
@@ -155,6 +156,7 @@ def test_ema_codebooks_become_the_means_of_what_chose_them() -> None:
     z = centres.repeat(20, 1) + 0.1 * vectors(n=60)
     for _ in range(30):
         codes = made(z).codes[:, 0]
+        made.end_step()
     means = torch.stack([z[codes == code].mean(0) for code in range(3)])
     torch.testing.assert_close(made.codebooks[0].detach(), means, rtol=1e-3, atol=1e-3)
 
@@ -168,6 +170,7 @@ def test_dead_codes_come_back_to_life() -> None:
             made.codebooks[0][1:] += 100.0  # all but one are out of reach
         for _ in range(20):
             codes = made(vectors(n=200)).codes
+            made.end_step()
         alive[name] = int(codes.unique().numel())
     assert alive["without"] == 1
     assert alive["with"] >= 14
@@ -179,11 +182,50 @@ def test_dead_codes_move_onto_different_rows() -> None:
     with torch.no_grad():
         made.codebooks[0][1:] += 100.0
     made(vectors(n=17))
+    made.end_step()
     assert torch.unique(made.codebooks[0].detach(), dim=0).size(0) == 16
     with torch.no_grad():
         made.codebooks[0][1:] += 100.0
     made(vectors(n=5))  # fewer rows than dead codes: the others wait for the next look
+    made.end_step()
     assert int((made.codebooks[0].detach().norm(dim=1) < 20).sum()) == 1 + 5
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_micro_batches_are_one_step(restarts: bool) -> None:
+    """Running means, shares and schedules move as if a step's rows had come at once."""
+    dead_codes = DeadCodeOptions(interval=2, threshold=0.9 if restarts else 0.0, decay=0.5)
+    options = replace(PLAIN, ema=EmaOptions(decay=0.5, epsilon=1e-5), dead_codes=dead_codes)
+    whole, cut = quantizer(options).train(), quantizer(options).train()
+    for step in range(4):
+        for made, sizes in ((whole, (40,)), (cut, (11, 0, 29))):
+            torch.manual_seed(step)
+            for rows in vectors(step).split(sizes):
+                made(rows)
+            made.end_step()
+    assert int(cut.steps) == int(whole.steps) == 4
+    for (name, mine), theirs in zip(
+        cut.state_dict().items(), whole.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, msg=name)
+
+
+@pytest.mark.parametrize("last_level_only", [True, False])
+def test_a_code_that_inference_never_chooses_is_dead_however_sinkhorn_balances(
+    last_level_only: bool,
+) -> None:
+    balanced = SinkhornOptions(5, 10.0, enabled=True, last_level_only=last_level_only)
+    restart = DeadCodeOptions(interval=4, threshold=0.2, decay=0.5)
+    options = replace(PLAIN, codebook=(4, 16), sinkhorn=balanced, dead_codes=restart)
+    made, z = quantizer(options).train(), vectors(n=200)
+    with torch.no_grad():
+        made.codebooks[1][1:] += 100.0  # all but one are out of reach
+    assert made.encode(z)[:, 1].unique().numel() == 1
+    assert made(z).codes[:, 1].unique().numel() > 8, "Sinkhorn uses them all the same"
+    for _ in range(8):
+        made(z)
+        made.end_step()
+    assert made.encode(z)[:, 1].unique().numel() >= 14
 
 
 def test_init_from_rows_uses_every_code() -> None:
@@ -237,6 +279,7 @@ def _trained(options: QuantizerOptions, rank: int | None) -> list[Tensor]:
     for step, cut in enumerate(CUTS):
         z = vectors(20 + step)
         made(z if rank is None else (z[:cut], z[cut:])[rank])
+        made.end_step()
     usage = [made.get_buffer(f"usage_{level}") for level in range(made.levels)]
     return [*(book.detach() for book in made.codebooks), *usage]
 

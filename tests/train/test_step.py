@@ -14,6 +14,7 @@ from train.train_world import ENV, batches_of, pipeline_of
 
 from tzgen.build import open_loader
 from tzgen.embeddings import dense_parameters, model_state, optimizer_spec, sparse_optimizer
+from tzgen.models.base import Model
 from tzgen.protos.optimizer_pb2 import DenseOptimizer as DenseMessage
 from tzgen.protos.train_pb2 import GradClipping
 from tzgen.train.environment import environment
@@ -34,7 +35,8 @@ def trained(folder: Path, *overrides: str, form: type, engine: str = "torchrec",
         sparse_optimizer(module, spec)
         message = pipeline.config.train_config.dense_optimizer
         dense = DenseOptimizer(message, dense_parameters(module))
-        updater = Updater(dense, env=env, clipping=None, average=None)
+        told = pipeline.model.end_step
+        updater = Updater(dense, env=env, clipping=None, average=None, end_step=told)
         stepper = form(module, updater, env=env, **options)
         loader = open_loader(pipeline, pipeline.config.train_input_path, mode="train")
         found, batches = [], loader.epoch(None, 0)
@@ -103,14 +105,47 @@ def test_the_engine_and_accumulation_choose_the_form(tmp_path: Path) -> None:
             assert isinstance(RunState(pipeline, env, tmp_path, loader).stepper, form)
 
 
-def test_an_update_clips_then_steps_then_averages() -> None:
+@pytest.mark.parametrize(
+    ("engine", "sets", "steps"),
+    [
+        ("local", (), 3),
+        ("torchrec", (), 3),
+        ("local", ("train_config.gradient_accumulation_steps=2",), 2),  # 16 rows, then 8
+    ],
+)
+def test_the_model_is_told_of_every_step_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    sets: tuple[str, ...],
+    steps: int,
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(Model, "end_step", lambda self: told.append(self))
+    with environment() as env:
+        pipeline = pipeline_of(tmp_path, *sets, engine=engine)
+        loader = open_loader(pipeline, pipeline.config.train_input_path, mode="train")
+        state = RunState(pipeline, env, tmp_path / "m", loader)
+        batches, found = loader.epoch(None, 0), 0
+        while state.stepper.progress(batches) is not None:
+            found += 1
+            assert told == [pipeline.model] * found
+    assert found == steps
+
+
+def test_an_update_clips_then_steps_then_tells_then_averages() -> None:
     weight = nn.Parameter(torch.zeros(2))
     message = text_format.Parse("sgd_optimizer { lr: 1 momentum: 0 }", DenseMessage())
     dense = DenseOptimizer(message, [("w", weight)])
     dense.set_rates(0, 0)
     clipping = GradClipping(clipping_type="norm", max_gradient=1.0)
     average = Average(0.5, dense.parameters)
-    updater = Updater(dense, env=ENV, clipping=clipping, average=average)
+
+    def told() -> None:
+        torch.testing.assert_close(weight.detach(), torch.tensor([-0.6, -0.8]))
+        torch.testing.assert_close(average.shadow["w"], torch.zeros(2))
+
+    updater = Updater(dense, env=ENV, clipping=clipping, average=average, end_step=told)
     updater.zero_grad()
     weight.grad = torch.tensor([3.0, 4.0])
     updater.step()

@@ -119,6 +119,10 @@ class Model(nn.Module):
         """Initialise from data: the first batches of this rank, before a fresh training."""
         raise NotImplementedError
 
+    def end_step(self) -> None:
+        """After every optimizer step in training; all ranks call it together. Schedules count here,
+        since a step may be several forwards."""
+
     @classmethod
     def required_groups(cls, config: Message) -> tuple[GroupRule, ...]:
         """The groups that this config of the model reads; optional ones are marked."""

@@ -89,11 +89,16 @@ class SidRqvae(Tokenizer):
         if self.pair is not None:
             other = self.item_vectors(groups, self.pair.pair_feature_group)
             tensors["pair_inputs"] = other
-            found_other = self.quantizer(self.encoder(other), advance=False)
+            found_other = self.quantizer(self.encoder(other))
             tensors["pair_decoded"] = self.decoder(found_other.out)
             flag = self.item_vectors(groups, self.pair.pair_flag_feature_group)
             tensors["is_pair"] = (flag[:, 0] > 0.5).to(x.dtype)
         return Outputs({}, tensors, decoded={"codes": found.codes})
+
+    def end_step(self) -> None:
+        self.quantizer.end_step()
+        if self.clusters is not None:
+            self.clusters.end_step()
 
     def predict(self, groups: Groups) -> Outputs:
         z = self.encoder(self.item_vectors(groups, self.group))

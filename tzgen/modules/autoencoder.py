@@ -34,7 +34,7 @@ class Projector(nn.Module):
 
 
 class CodeClusters(nn.Module):
-    """Clusters of each level's codes, of equal size, made anew every `interval` steps.
+    """Clusters of each level's codes, of equal size, made anew every `interval` optimizer steps.
 
     LETTER (Wang et al. 2024), diversity: -log exp(e_c . e_p) / sum_{j != c} exp(e_c . e_j), p a
     random other code of c's cluster; mean over levels.
@@ -43,18 +43,24 @@ class CodeClusters(nn.Module):
     def __init__(self, codebook: Sequence[int], *, num_clusters: int, interval: int) -> None:
         super().__init__()
         self.num_clusters, self.interval = num_clusters, interval
+        self._clustered = False  # since the last step
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         for level, size in enumerate(codebook):
             self.register_buffer(f"cluster_{level}", torch.zeros(size, dtype=torch.int64))
 
     def forward(self, codes: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
         """codes int64 [N, S] -> [N]; training steps cluster when it is time."""
-        if self.training:
+        if self.training and not self._clustered:
             if int(self.get_buffer("steps")) % self.interval == 0:
                 self._cluster(codebooks)
-            self.get_buffer("steps").add_(1)
+            self._clustered = True
         terms = [self._level(codes[:, s], book, s) for s, book in enumerate(codebooks)]
         return torch.stack(terms).mean(0)
+
+    def end_step(self) -> None:
+        """After every optimizer step."""
+        self.get_buffer("steps").add_(1)
+        self._clustered = False
 
     @torch.no_grad()
     def _cluster(self, codebooks: Sequence[Tensor]) -> None:

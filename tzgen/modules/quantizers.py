@@ -8,9 +8,15 @@ N vectors, d dimensions, S levels, K_s codes of level s. With z the vector, e_s 
     loss (objectives): w1 |z - sg(q_s)|^2 + w2 |sg(z) - q_s|^2 over q_s = e_0 + ... + e_s
 
 The choice in training is the nearest code, or Sinkhorn's balanced one, or a Gumbel softmax; in
-inference always the nearest. Sources: Lee et al. 2022 (RQ-VAE); Rajput et al. 2023 (TIGER); Fifty
-et al. 2024, arXiv 2410.06424 (rotation trick); Jang et al. 2017 (Gumbel softmax); Zheng et al. 2024
-(LC-Rec, Sinkhorn); van den Oord et al. 2017, appendix A.1 (EMA codebooks).
+inference always the nearest. A code is dead when inference would not choose it: Sinkhorn gives
+every code its share of a batch, so that what training chooses cannot tell.
+
+Codebooks move, dead codes restart and schedules go on once an optimizer step, in `end_step`, by all
+rows that were seen since the last one: of both items of pairs, and of every micro-batch.
+
+Sources: Lee et al. 2022 (RQ-VAE); Rajput et al. 2023 (TIGER); Fifty et al. 2024, arXiv 2410.06424
+(rotation trick); Jang et al. 2017 (Gumbel softmax); Zheng et al. 2024 (LC-Rec, Sinkhorn); van den
+Oord et al. 2017, appendix A.1 (EMA codebooks).
 """
 
 from __future__ import annotations
@@ -47,8 +53,8 @@ class EmaOptions:
 
 @dataclass(frozen=True)
 class DeadCodeOptions:
-    """The proto DeadCodeRestart: every `interval` training steps, codes whose running share of
-    choices is below `threshold` times the even share move onto random residuals."""
+    """The proto DeadCodeRestart: every `interval` optimizer steps, codes whose running share of the
+    choices of inference is below `threshold` times the even share move onto random residuals."""
 
     interval: int
     threshold: float
@@ -103,6 +109,7 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = nn.ParameterList(
             nn.Parameter(book, requires_grad=options.ema is None) for book in books
         )
+        self._seen: dict[str, Tensor] = {}  # since the last step
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         for level, size in enumerate(options.codebook):
             self.register_buffer(f"usage_{level}", torch.full((size,), 1.0 / size))
@@ -114,23 +121,20 @@ class ResidualQuantizer(nn.Module):
     def levels(self) -> int:
         return len(self.options.codebook)
 
-    def forward(self, z: Tensor, *, advance: bool = True) -> Quantized:
-        """z [N, d]. Training also moves EMA codebooks and restarts dead codes.
-
-        `advance` False: more rows of the same training step, which schedules count once.
-        """
+    def forward(self, z: Tensor) -> Quantized:
+        """z [N, d]. In training it also takes note of what `end_step` needs."""
         residual, total = z, torch.zeros_like(z)
         codes, cumulative, gaps = [], [], []
         for level in range(self.levels):
-            points = F.normalize(residual, dim=1) if self.options.normalize_residuals else residual
-            code, vector, gap = self._level(level, points, advance)
+            points = self._points(residual)
+            code, vector, gap = self._level(level, points)
             residual = points - vector.detach()
             total = total + vector
             codes.append(code)
             cumulative.append(total)
             gaps.append(gap)
-        if self.training and advance:
-            self.get_buffer("steps").add_(1)
+        if self.training and self.options.dead_codes is not None:
+            self._note_use(z)
         return Quantized(
             torch.stack(codes, 1),
             torch.stack(cumulative, 1),
@@ -138,34 +142,47 @@ class ResidualQuantizer(nn.Module):
             torch.stack(gaps),
         )
 
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """After every optimizer step, on all ranks: moves EMA codebooks, restarts dead codes, and
+        takes the schedules one step on."""
+        self.get_buffer("steps").add_(1)
+        for level in range(self.levels):
+            self._move(level)
+            self._restart(level)
+        self._seen.clear()
+
     def encode(self, z: Tensor) -> Tensor:
         """The nearest codes, int64 [N, S]: what is published."""
-        return self._nearest(z, candidates=1)[0]
+        return torch.stack(self._path(z)[0], 1)
 
     def candidates(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Alternatives of the last level: codes int64 [N, count, S] that share the levels before,
         nearest first, and their squared (or cosine) distances [N, count]."""
         if count > self.options.codebook[-1]:
             raise ValueError(f"{count} candidates of a last level of {self.options.codebook[-1]}")
-        codes, last, distances = self._nearest(z, candidates=count)
-        head = codes[:, None, :-1].expand(-1, count, -1)
-        return torch.cat([head, last.unsqueeze(-1)], dim=2), distances
+        codes, _, scores = self._path(z)
+        best = scores.topk(count, dim=1, largest=False)
+        head = torch.stack(codes, 1)[:, None, :-1].expand(-1, count, -1)
+        return torch.cat([head, best.indices.unsqueeze(-1)], dim=2), best.values
 
-    def _nearest(self, z: Tensor, candidates: int) -> tuple[Tensor, Tensor, Tensor]:
-        residual, codes = z, []
-        last = distances = torch.empty(0)
-        for level, book in enumerate(self.codebooks):
-            points = F.normalize(residual, dim=1) if self.options.normalize_residuals else residual
+    def _path(self, z: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """What inference does: of each level the codes [N] and the points [N, d] that they are
+        nearest to; the distances [N, K] of the last level."""
+        residual, codes, met = z, [], []
+        scores = torch.empty(0)
+        for book in self.codebooks:
+            points = self._points(residual)
             scores = self._distances(points, book)
-            best = (
-                scores.topk(candidates, dim=1, largest=False) if level + 1 == self.levels else None
-            )
             code = scores.argmin(1)
-            if best is not None:
-                last, distances = best.indices, best.values
             codes.append(code)
+            met.append(points)
             residual = points - book.index_select(0, code)
-        return torch.stack(codes, 1), last, distances
+        return codes, met, scores
+
+    def _points(self, residual: Tensor) -> Tensor:
+        """What a level quantizes of what the levels before left over."""
+        return F.normalize(residual, dim=1) if self.options.normalize_residuals else residual
 
     @torch.no_grad()
     def init_from(self, z: Tensor, options: KMeansOptions) -> None:
@@ -182,7 +199,7 @@ class ResidualQuantizer(nn.Module):
                 self.get_buffer(f"ema_count_{level}").fill_(1.0)
                 self.get_buffer(f"ema_sum_{level}").copy_(fit.centroids)
 
-    def _level(self, level: int, points: Tensor, advance: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _level(self, level: int, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(code [N], vector [N, d], gap) of one level."""
         book, options = self.codebooks[level], self.options
         distances = self._distances(points, book)
@@ -195,12 +212,8 @@ class ResidualQuantizer(nn.Module):
         else:
             code = self._balanced(level, distances, closest)
             vector = book.index_select(0, code)
-        with torch.no_grad():
-            self._count(level, code)
-            if options.ema is not None:
-                self._move(level, points, code)
-            if advance:
-                self._restart(level, points)
+        if options.ema is not None:
+            self._note_move(level, points, code)
         return code, vector, (code != closest).to(distances.dtype).mean()
 
     def _distances(self, points: Tensor, book: Tensor) -> Tensor:
@@ -235,36 +248,57 @@ class ResidualQuantizer(nn.Module):
             return rotate_to(z, total.detach())
         return z + (total - z).detach()
 
-    def _count(self, level: int, code: Tensor) -> None:
-        counts = torch.bincount(code, minlength=self.options.codebook[level])
-        counts = sum_over_ranks(counts.to(torch.float32))
-        decay = self.options.dead_codes.decay if self.options.dead_codes is not None else 0.99
-        usage = self.get_buffer(f"usage_{level}")
-        usage.mul_(decay).add_(counts / counts.sum().clamp(min=1.0), alpha=1.0 - decay)
-
-    def _move(self, level: int, points: Tensor, code: Tensor) -> None:
-        """EMA: codebook = decayed sum / decayed count, counts smoothed by epsilon."""
-        assert self.options.ema is not None, "only called with EMA"
-        decay, epsilon = self.options.ema.decay, self.options.ema.epsilon
+    @torch.no_grad()
+    def _note_move(self, level: int, points: Tensor, code: Tensor) -> None:
+        """EMA: how many rows chose each code, and their sum."""
         book = self.codebooks[level]
         counts = torch.bincount(code, minlength=book.size(0)).to(book.dtype)
-        sums = torch.zeros_like(book).index_add_(0, code, points.detach().to(book.dtype))
+        sums = torch.zeros_like(book).index_add_(0, code, points.to(book.dtype))
+        self._add(f"count_{level}", counts)
+        self._add(f"sum_{level}", sums)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._seen[name] = self._seen[name] + value if name in self._seen else value
+
+    @torch.no_grad()
+    def _note_use(self, z: Tensor) -> None:
+        """Dead codes: what inference would choose of every level, and rows to restart from."""
+        codes, met, _ = self._path(z)
+        for level, book in enumerate(self.codebooks):
+            rows = self._seen.get(f"rows_{level}", book[:0])
+            more = met[level][: RESTART_ROWS - rows.size(0)].to(book.dtype)
+            self._seen[f"rows_{level}"] = torch.cat([rows, more])
+            counts = torch.bincount(codes[level], minlength=book.size(0))
+            self._add(f"used_{level}", counts.to(torch.float32))
+
+    def _move(self, level: int) -> None:
+        """EMA: codebook = decayed sum / decayed count, counts smoothed by epsilon."""
+        if self.options.ema is None:
+            return
+        decay, epsilon = self.options.ema.decay, self.options.ema.epsilon
+        book = self.codebooks[level]
         count, total = self.get_buffer(f"ema_count_{level}"), self.get_buffer(f"ema_sum_{level}")
-        count.mul_(decay).add_(sum_over_ranks(counts), alpha=1.0 - decay)
-        total.mul_(decay).add_(sum_over_ranks(sums), alpha=1.0 - decay)
+        for held, name in ((count, f"count_{level}"), (total, f"sum_{level}")):
+            seen = self._seen.get(name, torch.zeros_like(held))
+            held.mul_(decay).add_(sum_over_ranks(seen), alpha=1.0 - decay)
         size = count.sum()
         smoothed = (count + epsilon) / (size + book.size(0) * epsilon) * size
         book.data.copy_(total / smoothed.unsqueeze(1))
 
-    def _restart(self, level: int, points: Tensor) -> None:
-        """Move dead codes onto random residuals of all ranks; the same ones on every rank."""
-        dead_codes = self.options.dead_codes
-        step = int(self.get_buffer("steps")) + 1
-        if dead_codes is None or step % dead_codes.interval:
+    def _restart(self, level: int) -> None:
+        """Count what inference chooses. When it is time, move dead codes onto random residuals of
+        all ranks; the same ones on every rank."""
+        dead_codes, book = self.options.dead_codes, self.codebooks[level]
+        if dead_codes is None:
             return
-        usage, book = self.get_buffer(f"usage_{level}"), self.codebooks[level]
+        usage = self.get_buffer(f"usage_{level}")
+        counts = sum_over_ranks(self._seen.get(f"used_{level}", torch.zeros_like(usage)))
+        share = counts / counts.sum().clamp(min=1.0)
+        usage.mul_(dead_codes.decay).add_(share, alpha=1.0 - dead_codes.decay)
+        if int(self.get_buffer("steps")) % dead_codes.interval:
+            return
         dead = (usage < dead_codes.threshold / book.size(0)).nonzero().flatten()
-        rows = gather_rows(points.detach()[:RESTART_ROWS])
+        rows = gather_rows(self._seen.get(f"rows_{level}", book.data[:0]))
         if dead.numel() == 0 or rows.size(0) == 0:
             return
         pick = torch.randperm(rows.size(0), device=rows.device)[: dead.numel()]

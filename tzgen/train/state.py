@@ -56,7 +56,13 @@ class RunState:
         if config.dense_optimizer.HasField("ema"):
             self._average = Average(config.dense_optimizer.ema.decay, self._dense.parameters)
         clipping = config.grad_clipping if config.HasField("grad_clipping") else None
-        updater = Updater(self._dense, env=env, clipping=clipping, average=self._average)
+        updater = Updater(
+            self._dense,
+            env=env,
+            clipping=clipping,
+            average=self._average,
+            end_step=pipeline.model.end_step,
+        )
         micro = max(config.gradient_accumulation_steps, 1)
         self.stepper: Stepper
         if pipeline.model.fits:

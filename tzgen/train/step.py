@@ -8,7 +8,7 @@ input distribution with this batch's computation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -38,15 +38,22 @@ class Stepper(Protocol):
 
 
 class Updater:
-    """The dense half of an update: gradients averaged over ranks, clipped, applied; then averages.
+    """The dense half of an update: gradients averaged over ranks, clipped, applied; then what the
+    model does after a step (Model.end_step); then averages.
 
     Shaped like an optimizer (`zero_grad`, `step`), which is how TorchRec's pipeline calls it.
     """
 
     def __init__(
-        self, dense: DenseOptimizer, *, env: Env, clipping: Any | None, average: Average | None
+        self,
+        dense: DenseOptimizer,
+        *,
+        env: Env,
+        clipping: Any | None,
+        average: Average | None,
+        end_step: Callable[[], None] = lambda: None,
     ) -> None:
-        self._dense, self._env = dense, env
+        self._dense, self._env, self._end_step = dense, env, end_step
         self._clipping, self._average = clipping, average
         self.gradient_norm: Tensor | None = None
 
@@ -59,6 +66,7 @@ class Updater:
         if self._clipping is not None:
             self.gradient_norm = clip(parameters, self._clipping)
         self._dense.step()
+        self._end_step()
         if self._average is not None:
             self._average.update()
 
