@@ -96,6 +96,20 @@ def test_codes_of_another_tokenizer_are_not_appended(tmp_path: Path) -> None:
     publish(root, new, "h2", whose, from_generation="h1", codebook=None)
 
 
+def test_an_append_by_codes_alone_stays_the_same_tokenizer_s(tmp_path: Path) -> None:
+    """As `bundle` does, which has no checkpoint at hand; the generation after it knows whose."""
+    root, whose = tmp_path / "sids", {"codebook_hash": "aaaa"}
+    publish(root, predictions(tmp_path / "a.parquet", 0, 15), "g1", whose, suffix_size=9)
+    more = {"from_generation": "g1", "codebook": None}
+    second = publish(root, predictions(tmp_path / "b.parquet", 15, 20), "g2", **more)
+    assert second.manifest["codebook_hash"] == "aaaa"
+    new, more = predictions(tmp_path / "c.parquet", 20, 25), more | {"from_generation": "g2"}
+    with pytest.raises(UserError, match="of the tokenizer aaaa, these are of bbbb"):
+        publish(root, new, "g3", {"codebook_hash": "bbbb"}, **more)
+    assert not (root / "g3").exists()
+    assert publish(root, new, "g3", whose, **more).manifest["codebook_hash"] == "aaaa"
+
+
 def fit_flags(root: Path, **changes: Any) -> argparse.Namespace:
     flags = {
         "bundle_path": str(root), "generation": "g1", "from_generation": None, "policy": "suffix",

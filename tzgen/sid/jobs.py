@@ -152,7 +152,7 @@ def bundle_job(args: argparse.Namespace, notes: Mapping[str, Any]) -> Bundle:
         whole,
         policy=policy,
         capacity=args.capacity,
-        notes={**notes, "input_hash": reader.fingerprint},
+        notes={**_whose(before), **notes, "input_hash": reader.fingerprint},
         appended=None if before is None else (before, new),
     )
     moved = int((found.codes[:, : space.levels] != table.codes).any(axis=1).sum())
@@ -206,6 +206,11 @@ def _codebook(args: argparse.Namespace, codes: Ints, before: Bundle | None) -> t
     if found is not None:
         return found
     raise UserError("--codebook is empty: give the codes of each level, for example 256,256,256")
+
+
+def _whose(before: Bundle | None) -> dict[str, Any]:
+    """The tokenizer that an append goes on with, where its codes alone (`bundle`) do not say."""
+    return {} if before is None else {"codebook_hash": before.manifest.get("codebook_hash")}
 
 
 def _require_same_tokenizer(
