@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from tzgen.errors import UserError
 from tzgen.sid.collisions import Candidates, Resolution, resolve
@@ -143,6 +144,41 @@ def test_sinkhorn_places_everybody_at_less_cost_than_first_come() -> None:
         ratios.append(total["sinkhorn_last_level"] / total["next_best"])
     assert np.mean(ratios) < 0.9
     assert np.mean(np.array(ratios) > 1 + 1e-9) < 0.2
+
+
+def test_sinkhorn_counts_what_is_published() -> None:
+    """Code 0 is taken, so item 0 wants 1 as item 1 does, which gives way at less cost."""
+    codes, taken = np.array([[0, 0, 0], [0, 0, 1]]), np.array([[0, 0, 0]])
+    candidates = Candidates(
+        np.array([[0, 1, 2], [1, 2, 0]]), np.array([[0.0, 0.1, 5.0], [0.0, 0.1, 5.0]])
+    )
+    found = resolve(codes, SPACE, "sinkhorn_last_level", candidates=candidates, taken=taken)
+    assert found.codes[:, -1].tolist() == [1, 2] and not found.unplaced.any()
+
+
+@pytest.mark.parametrize("capacity", [1, 2])
+def test_sinkhorn_beside_published_ids_is_near_the_least_cost(capacity: int) -> None:
+    """One prefix, of whose cells half are full: against SciPy's assignment to the free places."""
+    ratios = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        full = rng.permutation(12)[:6]
+        taken = np.repeat(np.stack([0 * full, 0 * full, full], axis=1), capacity, axis=0)
+        costs = rng.random((6 * capacity - 2, 12))
+        order = np.argsort(costs, axis=1)
+        codes = np.stack([0 * order[:, 0], 0 * order[:, 0], order[:, 0]], axis=1)
+        candidates = Candidates(order, np.take_along_axis(costs, order, axis=1))
+        found = resolve(
+            codes, SidSpace((3, 2, 12)), "sinkhorn_last_level", candidates=candidates,
+            capacity=capacity, taken=taken,
+        )  # fmt: skip
+        assert not np.isin(found.codes[:, -1], full).any() and not found.unplaced.any()
+        assert max(counts(found).values()) <= capacity
+        free = np.repeat(np.setdiff1d(np.arange(12), full), capacity)
+        rows, columns = linear_sum_assignment(costs[:, free])
+        least = costs[:, free][rows, columns].sum()
+        ratios.append(costs[np.arange(len(codes)), found.codes[:, -1]].sum() / least)
+    assert np.mean(ratios) < 1.1, np.mean(ratios)
 
 
 def test_sinkhorn_leaves_prefixes_without_a_collision_alone() -> None:

@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 POLICIES = ("suffix", "next_best", "sinkhorn_last_level", "none")
 BY_CANDIDATES = ("next_best", "sinkhorn_last_level")
 SINKHORN_ROUNDS, SHARPNESS = 50, 10.0
+LEAST = 1e-300  # keeps a cell that is far away above one that is full
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def resolve(
         )
     _check_candidates(candidates, space, len(codes))
     if policy == "sinkhorn_last_level":
-        candidates = _balanced(codes, space, candidates, capacity)
+        candidates = _balanced(codes, space, candidates, capacity, taken)
     else:
         candidates = _own_first(codes, candidates)
     return _moved(codes, space, candidates, capacity, taken)
@@ -211,33 +212,38 @@ def _own_first(codes: Ints, candidates: Candidates) -> Candidates:
     return Candidates(np.concatenate([own, candidates.codes], axis=1), costs)
 
 
-def _balanced(codes: Ints, space: SidSpace, candidates: Candidates, capacity: int) -> Candidates:
+def _balanced(
+    codes: Ints, space: SidSpace, candidates: Candidates, capacity: int, taken: Ints | None
+) -> Candidates:
     """Candidates in the order of an entropic transport plan of each crowded prefix.
 
-    Rows of the plan sum to one; a cell (prefix, code) may hold `capacity` at most. Prefixes
-    without a collision keep their order.
+    Rows of the plan sum to one; a cell (prefix, code) may hold `capacity` at most, less what is
+    published there, and a full one comes last. Prefixes without a collision keep their order.
     """
     if candidates.costs is None:
         raise UserError(
             "collision policy sinkhorn_last_level needs the candidates' distances: the column "
             "candidate_scores of the tokenizer's predict output"
         )
-    crowded = group_sizes(space.keys(codes)) > capacity
+    published = _Occupancy(space.keys(taken) if taken is not None else np.empty(0, np.int64))
+    keys = space.keys(codes)
+    crowded = group_sizes(keys) + published.of(keys) > capacity
     prefix = _prefixes(codes, space)
     rows = np.flatnonzero(np.isin(prefix, prefix[crowded]))
     if not len(rows):
         return candidates
     cells = (prefix[rows, None] * space.codebook[-1] + candidates.codes[rows]).reshape(-1)
-    _, cell = np.unique(cells, return_inverse=True)
+    cells, cell = np.unique(cells, return_inverse=True)
     cell = cell.reshape(len(rows), -1)
+    room = np.maximum(capacity - published.of(cells), 0)
     cost = candidates.costs[rows]
     scale = max(float((cost - cost.min(axis=1, keepdims=True)).std()), 1e-12)
     plan = np.exp(-SHARPNESS * (cost - cost.min(axis=1, keepdims=True)) / scale)
-    plan = np.maximum(plan, 1e-300)
+    plan = np.where(room[cell] > 0, np.maximum(plan, LEAST), 0.0)
     for _ in range(SINKHORN_ROUNDS):
-        plan /= plan.sum(axis=1, keepdims=True)
+        plan /= np.maximum(plan.sum(axis=1, keepdims=True), LEAST)
         mass = np.bincount(cell.reshape(-1), plan.reshape(-1))
-        plan /= np.maximum(mass / capacity, 1.0)[cell]
+        plan /= np.maximum(mass / np.maximum(room, 1), 1.0)[cell]
     order = np.argsort(-plan, axis=1, kind="stable")
     new_codes, new_costs = candidates.codes.copy(), candidates.costs.copy()
     new_codes[rows] = np.take_along_axis(candidates.codes[rows], order, axis=1)
