@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tzgen.errors import UserError
+from tzgen.sid import rows
 from tzgen.sid.bundle import Bundle, open_bundle, write_bundle
 from tzgen.sid.collisions import resolve
 from tzgen.sid.space import SidSpace
@@ -71,6 +72,19 @@ def test_the_reverse_map_holds_every_item_once_under_its_id(tmp_path: Path) -> N
     assert bundle.manifest["max_observed_items_per_sid"] == max(len(r["itemids"]) for r in rows)
     tokens = pq.read_table(tmp_path / "one" / "item_to_sid")["offset_codebook"].to_pylist()
     assert tokens == (bundle.table.codes + np.array([0, 6])).tolist()
+
+
+def test_large_lists_are_written_where_they_must_be_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = publish(tmp_path, policy="none")
+    monkeypatch.setattr(rows, "LARGEST_OFFSET", 30)  # 40 items, of three codes each
+    large = publish(tmp_path, "two", policy="none")
+    assert large.table.sid_hash == small.table.sid_hash
+    for name, column in (("item_to_sid", "codebook"), ("sid_to_items", "itemids")):
+        tables = [pq.read_table(tmp_path / g / name) for g in ("one", "two")]
+        assert pa.types.is_large_list(tables[1].schema.field(column).type)
+        assert tables[0][column].to_pylist() == tables[1][column].to_pylist()
 
 
 def test_an_append_moves_nothing_and_says_what_is_new(tmp_path: Path) -> None:

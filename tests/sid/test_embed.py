@@ -16,6 +16,7 @@ import pytest
 from tzgen.errors import DataError, UserError
 from tzgen.sid import embed
 from tzgen.sid.embed import embed_items
+from tzgen.sid.rows import matrix
 
 from .test_tfidf import texts
 
@@ -99,6 +100,16 @@ def test_a_killed_job_goes_on_with_the_encoder_that_it_stored(items: Path) -> No
     with pytest.raises(UserError, match=r"holds an encoder of another job \(seed differ\)"):
         run(items, seed=1)
     assert not output.exists()
+
+
+def test_all_parts_have_the_list_that_the_largest_row_group_needs(
+    items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "LARGEST_OFFSET", 100)  # 20 rows of 6; the last has 10
+    output = run(items)
+    types = {pq.read_schema(part).field("vec").type for part in output.glob("*.parquet")}
+    assert len(types) == 1 and pa.types.is_large_list(types.pop())
+    assert len(matrix(pq.read_table(output)["vec"], "vec", np.float32)) == 50
 
 
 def test_other_parts_are_refused(items: Path) -> None:

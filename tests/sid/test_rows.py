@@ -13,7 +13,8 @@ import pytest
 
 from tzgen.data.readers import ParquetDataset
 from tzgen.errors import UserError
-from tzgen.sid.rows import matrix, read_all
+from tzgen.sid import rows as rows_module
+from tzgen.sid.rows import equal_lists, lists, matrix, read_all
 
 
 def test_all_row_groups_are_read_in_order(tmp_path: Path) -> None:
@@ -25,6 +26,29 @@ def test_all_row_groups_are_read_in_order(tmp_path: Path) -> None:
     assert rows.column_names == ["a", "b"] and rows["a"].to_pylist() == list(range(10))
     with pytest.raises(UserError, match="no column 'c'; it has a, b"):
         read_all(reader, ["c"])
+
+
+def test_lists_of_more_values_than_int32_counts_are_large() -> None:
+    """Values of type null take no memory."""
+    many = 2**31 + 5
+    found = lists(np.array([0, 3, many]), pa.nulls(many))
+    assert pa.types.is_large_list(found.type)
+    assert [len(found), found.value_lengths().to_pylist()] == [2, [3, many - 3]]
+    found.validate(full=True)
+    small = lists(np.array([0, 3, 2**31 - 1]), pa.nulls(2**31 - 1))
+    assert pa.types.is_list(small.type)
+    assert small.value_lengths().to_pylist() == [3, 2**31 - 4]
+
+
+def test_lists_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(12).reshape(4, 3)
+    for limit, kind in ((12, pa.types.is_list), (11, pa.types.is_large_list)):
+        monkeypatch.setattr(rows_module, "LARGEST_OFFSET", limit)
+        found = equal_lists(values)
+        assert kind(found.type) and found.to_pylist() == values.tolist()
+        assert np.array_equal(matrix(pa.chunked_array([found]), "x"), values)
+    assert pa.types.is_large_list(equal_lists(values, large=True).type)
+    assert len(equal_lists(np.zeros((0, 3), np.int64))) == 0
 
 
 def test_columns_that_are_no_matrix_are_named() -> None:

@@ -40,6 +40,7 @@ from safetensors.torch import load_file, save_file
 
 from tzgen.decoding.trie import Trie
 from tzgen.errors import UserError
+from tzgen.sid.rows import equal_lists, lists
 from tzgen.sid.space import Ints, SidSpace, group_sizes
 from tzgen.sid.table import SidTable
 
@@ -222,20 +223,14 @@ def _matrix(column: pa.ChunkedArray, path: Path) -> Ints:
     return np.array(flat, dtype=np.int64).reshape(len(lengths), -1)  # a copy: writable
 
 
-def _lists(values: Ints) -> pa.Array:
-    """[N, S] as a list column."""
-    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
-
-
 def _item_rows(table: SidTable) -> pa.Table:
     return pa.table(
         {
             "item_id": table.item_id,
-            "origin_codebook": _lists(table.origin),
-            "codebook": _lists(table.codes),
+            "origin_codebook": equal_lists(table.origin),
+            "codebook": equal_lists(table.codes),
             "index": table.slot,
-            "offset_codebook": _lists(table.codes + table.space.offsets),
+            "offset_codebook": equal_lists(table.codes + table.space.offsets),
         }
     )
 
@@ -245,10 +240,8 @@ def _sid_rows(table: SidTable) -> pa.Table:
     keys = table.space.keys(table.codes)
     order = np.lexsort((table.slot, keys))
     starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
-    offsets = pa.array(np.append(starts, len(order)).astype(np.int32))
-    items = table.item_id.take(pa.array(order))
-    lists = pa.ListArray.from_arrays(offsets, items)
-    return pa.table({"codebook": _lists(table.codes[order[starts]]), "itemids": lists})
+    items = lists(np.append(starts, len(order)), table.item_id.take(pa.array(order)))
+    return pa.table({"codebook": equal_lists(table.codes[order[starts]]), "itemids": items})
 
 
 def _subset(table: SidTable, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> SidTable:

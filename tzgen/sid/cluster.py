@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tzgen.data.readers import ParquetDataset
 from tzgen.errors import UserError
 from tzgen.sid.cooccurrence import build_graph, cluster_codes
-from tzgen.sid.rows import read_all
+from tzgen.sid.rows import equal_lists, read_all
 from tzgen.sid.space import Ints
 
 MANIFEST = "_manifest.json"
@@ -98,9 +98,7 @@ def _publish(output: Path, item_id: pa.Array, codes: Ints, job: dict[str, Any]) 
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        offsets = pa.array(np.arange(len(codes) + 1, dtype=np.int32) * codes.shape[1])
-        lists = pa.ListArray.from_arrays(offsets, pa.array(codes.reshape(-1)))
-        table = pa.table({"item_id": item_id, "codes": lists})
+        table = pa.table({"item_id": item_id, "codes": equal_lists(codes)})
         pq.write_table(table, temporary / "part-0.parquet", compression="zstd")
         with (temporary / MANIFEST).open("w", encoding="utf-8") as stream:
             json.dump({"schema_version": 1, **job}, stream, indent=1)

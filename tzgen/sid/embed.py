@@ -27,6 +27,7 @@ from tzgen.data.readers import ParquetDataset
 from tzgen.errors import DataError, UserError
 from tzgen.sid.encoders import Encoder, make_encoder
 from tzgen.sid.folder import checksum, sync, write_json, write_manifest
+from tzgen.sid.rows import LARGEST_OFFSET, equal_lists
 from tzgen.sid.tfidf import NAME as FITTED
 from tzgen.sid.tfidf import TfidfSvd, stored_manifest
 
@@ -76,6 +77,7 @@ def embed_items(
     groups = [(f, g) for f, info in enumerate(reader.files) for g in range(len(info.group_rows))]
     missing = [place for place, _ in enumerate(groups) if not _part(output, place).is_file()]
     if missing:
+        most = max(rows for info in reader.files for rows in info.group_rows)
         if fits and not store.exists():
             learnt = TfidfSvd(dim, seed=seed)
             learnt.fit(_all_texts(reader, groups, text_field))
@@ -85,7 +87,8 @@ def embed_items(
             rows = reader.read_rows(*groups[place])
             vectors = _encode(made, _texts(rows[text_field]))
             _refuse_nan(vectors, reader.files[groups[place][0]].path, groups[place][1])
-            _write(_part(output, place), rows, vector_field, vectors)
+            column = equal_lists(vectors, large=most * made.dim > LARGEST_OFFSET)
+            _write(_part(output, place), rows, vector_field, column)
     _finish(output, job, len(groups), reader.num_rows)
     return reader.num_rows
 
@@ -144,9 +147,7 @@ def _refuse_nan(vectors: np.ndarray[Any, Any], path: str, group: int) -> None:
         )
 
 
-def _write(path: Path, rows: pa.RecordBatch, name: str, vectors: np.ndarray[Any, Any]) -> None:
-    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1])
-    column = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
+def _write(path: Path, rows: pa.RecordBatch, name: str, column: pa.Array) -> None:
     table = pa.Table.from_batches([rows]).append_column(name, column)
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(table, partial, compression="zstd")

@@ -12,6 +12,9 @@ import pyarrow.compute as pc
 
 from tzgen.data.readers import ParquetDataset
 from tzgen.errors import UserError
+from tzgen.sid.space import Ints
+
+LARGEST_OFFSET = 2**31 - 1  # of a list that is not large
 
 
 def read_all(
@@ -31,6 +34,20 @@ def read_all(
         for group in range(len(info.group_rows))
     ]
     return pa.Table.from_batches(batches)
+
+
+def lists(offsets: Ints, values: pa.Array, *, large: bool = False) -> pa.Array:
+    """Lists of `values` between int64 offsets [N + 1]; large lists where int32 cannot count them,
+    or where asked for."""
+    if large or int(offsets[-1]) > LARGEST_OFFSET:
+        return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+
+
+def equal_lists(values: np.ndarray[Any, Any], *, large: bool = False) -> pa.Array:
+    """An array [N, S] as N lists."""
+    offsets = np.arange(len(values) + 1, dtype=np.int64) * values.shape[1]
+    return lists(offsets, pa.array(values.reshape(-1)), large=large)
 
 
 def matrix(column: pa.ChunkedArray, name: str, dtype: Any = np.int64) -> np.ndarray[Any, Any]:
