@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +25,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import peak_memory
 import torch
 import torch.nn.functional as F
-from bench_measure import Call, environment, lengths_of, peaks, rounds, save, spread, table, trim
+from bench_measure import Call, environment, lengths_of, peaks, rounds, save, spread, table
 from torch import Tensor
 
 from tzgen.modules.stu import STULayer
@@ -241,34 +240,38 @@ def show(records: Sequence[dict[str, Any]]) -> str:
 def peak_bytes(name: str, longest: int, dim: int) -> int:
     """What one step adds to a fresh process, above batch and weights."""
     command = [sys.executable, __file__, "--peak_of", name, "--shapes", f"2,{longest},{dim}"]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return peak_memory.told(command)
 
 
-def print_peak(name: str, shape: Shape) -> None:
-    layers = make_layers(shape[2], shape[1], "cpu", torch.float32, "AUTO")
+def tell_peak(name: str, shape: Shape) -> None:
+    chosen = "CPU_TORCH" if name == "pure torch" else "AUTO"
+    layers = make_layers(shape[2], shape[1], "cpu", torch.float32, chosen)
 
     def run(batch: Batch) -> None:
-        padded = plain(layers, batch, padded=True)
-        step(layers, batch, padded if name == "plain" else fused(layers, batch))()
+        if name == "plain":  # not made for the others: its mask alone has B N^2 places
+            step(layers, batch, plain(layers, batch, padded=True))()
+        else:
+            step(layers, batch, fused(layers, batch))()
 
-    run(make_batch((2, 64, shape[2]), "cpu", torch.float32))
+    run(make_batch((2, 64, shape[2]), "cpu", torch.float32))  # libraries take their memory now
     batch = make_batch(shape, "cpu", torch.float32, "full")
-    trim()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(batch)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    peak_memory.tell(peak_memory.growth(lambda: run(batch)))
 
 
 def memory_table(dim: int) -> str:
-    lines = []
+    """Peak MiB by N; what a token adds from one N to the next is constant if growth is linear."""
+    names = ("fused", "pure torch", "plain")
+    lines, before = [], dict.fromkeys(names, 0)
     for longest in MEMORY:
-        cells = [peak_bytes("fused", longest, dim)]
-        if longest <= DENSE_LIMIT:
-            cells.append(peak_bytes("plain", longest, dim))
-        shown = [f"{cell / 2**20:.0f}" for cell in cells] + ["-"] * (2 - len(cells))
-        a_token = f"{cells[0] / (2 * longest) / 1024:.1f}"
-        lines.append((str(longest), shown[0], a_token, shown[1]))
-    return table(("N (2 rows)", "fused MiB", "KiB a token", "plain MiB"), lines)
+        cells = [str(longest)]
+        for name in names if longest <= DENSE_LIMIT else names[:2]:
+            peak = peak_bytes(name, longest, dim)
+            added = (peak - before[name]) / (2 * (longest if longest == MEMORY[0] else longest / 2))
+            cells += [f"{peak / 2**20:.0f}", f"{added / 2**10:.1f}"]
+            before[name] = peak
+        lines.append(cells + ["-"] * (1 + 2 * len(names) - len(cells)))
+    header = [cell for name in names for cell in (f"{name} MiB", "KiB a further token")]
+    return table(("N (2 rows)", *header), lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -289,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shapes = [tuple(map(int, shape.split(","))) for shape in args.shapes or ()]
     shapes = shapes or (GPU_SHAPES if on_gpu else list(BARS))
     if args.peak_of:
-        print_peak(args.peak_of, shapes[0])
+        tell_peak(args.peak_of, shapes[0])
         return
     about = environment(args.device)
     print(", ".join(f"{name} {value}" for name, value in about.items()))
@@ -305,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for record in measure(shape, args.pairs, args.device, dtype, lengths)
     ]
     save(args.json, {"machine": about, "records": [_plain(record) for record in records]})
-    if not (on_gpu or args.no_memory):
+    if peak_memory.measurable() and not (on_gpu or args.no_memory):
         print("\npeak memory of a step (forward and backward, two layers)")
         print(memory_table(shapes[0][2]))
     print(f"\nforward and backward, {LAYERS} layers, {HEADS} heads, dropout {DROPOUT}")

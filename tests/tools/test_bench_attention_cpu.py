@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 
 import bench_attention_cpu as bench
+import peak_memory
 import pytest
 import torch
 
 from tzgen.ops.hstu_attention import MaskSpec, hstu_attention_reference
+
+needs_linux = pytest.mark.skipif(not peak_memory.measurable(), reason="needs Linux's /proc")
 
 
 def test_the_dense_form_is_the_attention() -> None:
@@ -53,10 +56,34 @@ def test_prints_ratios_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(one["error"] < 1e-5 and one["wall"][0] > 0 for one in times)
 
 
+@needs_linux
+def test_the_square_tensors_of_the_dense_form_are_seen() -> None:
+    """Also after this process held more than they are."""
+    high = bytearray(b"1") * (200 << 20)
+    del high
+    square = 2 * 4 * 512 * 512 * 4
+    assert 3 * square < bench.peak_bytes("dense", 512) < 12 * square
+
+
+@needs_linux
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", bench.KERNELS)
 def test_memory_grows_with_tokens_not_with_their_square(kernel: str) -> None:
     if kernel not in bench.kernels_here():
         pytest.skip("needs a C++ compiler")
-    small, large = (bench.peak_bytes(kernel, longest) for longest in (2048, 8192))
-    assert large <= 6 * small + (8 << 20), (small, large)
+    lengths = (2048, 4096, 8192)
+    small, middle, large = (bench.peak_bytes(kernel, longest) for longest in lengths)
+    assert large - middle < 2.2 * (middle - small), (small, middle, large)
+
+
+@needs_linux
+def test_prints_what_a_token_adds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "kernels_here", lambda: ["CPU_TORCH"])
+    monkeypatch.setattr(bench, "DENSE_LIMIT", 0)
+    monkeypatch.setattr(bench, "peak_bytes", lambda name, longest: (5 << 20) + 2 * longest * 4096)
+    rows = bench.print_memory([1024, 2048])
+    assert [row["tokens"] for row in rows] == [2048, 4096]
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[-1] for line in lines] == ["6.5", "4.0"]
