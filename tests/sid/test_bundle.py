@@ -118,7 +118,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def broken(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("tzgen.sid.bundle._write_json", broken)
+    monkeypatch.setattr("tzgen.sid.bundle.write_manifest", broken)
     with pytest.raises(OSError, match="disk full"):
         publish(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -21,13 +21,9 @@ trained on any of them may be served with this one, and with no other.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +36,7 @@ from safetensors.torch import load_file, save_file
 
 from tzgen.decoding.trie import Trie
 from tzgen.errors import UserError
+from tzgen.sid.folder import checksum, checksums, staged, write_manifest
 from tzgen.sid.rows import equal_lists, lists
 from tzgen.sid.space import Ints, SidSpace, group_sizes
 from tzgen.sid.table import SidTable
@@ -99,7 +96,7 @@ def write_bundle(
     Raises UserError when the generation exists.
     """
     target = require_new(root, generation)
-    with _staged(target) as folder:
+    with staged(target) as folder:
         artifacts = {
             "item_to_sid": _write(folder, "item_to_sid", _item_rows(table)),
             "sid_to_items": _write(folder, "sid_to_items", _sid_rows(table)),
@@ -130,13 +127,9 @@ def write_bundle(
             "sid_hash": table.sid_hash,
             "lineage": lineage,
             **notes,
-            "checksums": {
-                path.relative_to(folder).as_posix(): _checksum(path)
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            },
+            "checksums": checksums(folder),
         }
-        _write_json(folder / MANIFEST, {k: v for k, v in body.items() if v is not None})
+        write_manifest(folder / MANIFEST, {k: v for k, v in body.items() if v is not None})
     return open_bundle(target)
 
 
@@ -147,7 +140,7 @@ def open_bundle(path: Path) -> Bundle:
     """
     manifest = _read_manifest(path)
     for name, digest in manifest.get("checksums", {}).items():
-        if not (path / name).is_file() or _checksum(path / name) != digest:
+        if not (path / name).is_file() or checksum(path / name) != digest:
             raise UserError(f"{path / name} is missing or damaged: publish the bundle again")
     entry = manifest["artifacts"].get("item_to_sid", {})
     if entry.get("save_type") != "parquet":
@@ -265,29 +258,3 @@ def _write(folder: Path, name: str, rows: pa.Table) -> dict[str, Any]:
     (folder / name).mkdir()
     pq.write_table(rows, folder / name / "part-0.parquet", compression="zstd")
     return {"save_type": "parquet", "rows": rows.num_rows, "location": name}
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_json(path: Path, body: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        json.dump(body, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes it when the block ends well, and vanishes else."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".writing-{target.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -8,8 +8,6 @@ codebook; `bundle` reads both.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 from tzgen.data.readers import ParquetDataset
 from tzgen.errors import UserError
 from tzgen.sid.cooccurrence import build_graph, cluster_codes
+from tzgen.sid.folder import staged, write_manifest
 from tzgen.sid.rows import equal_lists, read_all
 from tzgen.sid.space import Ints
 
@@ -94,19 +93,10 @@ def _packed(
 
 def _publish(output: Path, item_id: pa.Array, codes: Ints, job: dict[str, Any]) -> None:
     """The folder appears when it is whole."""
-    temporary = output.parent / f".writing-{output.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with staged(output) as folder:
         table = pa.table({"item_id": item_id, "codes": equal_lists(codes)})
-        pq.write_table(table, temporary / "part-0.parquet", compression="zstd")
-        with (temporary / MANIFEST).open("w", encoding="utf-8") as stream:
-            json.dump({"schema_version": 1, **job}, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        pq.write_table(table, folder / "part-0.parquet", compression="zstd")
+        write_manifest(folder / MANIFEST, {"schema_version": 1, **job})
 
 
 def codebook_beside(codes_path: str) -> tuple[int, ...] | None:
