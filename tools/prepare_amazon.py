@@ -99,7 +99,8 @@ def read_events(path: Path, min_events: int) -> pl.DataFrame:
     )
     if min_events == 0:
         events = events.filter(pl.len().over("user_id") >= 3)
-    return ordered_events(events, path, min_events=max(min_events, 3))
+    way_out = ", or pass --min_events 0 to leave them out"
+    return ordered_events(events, path, min_events=max(min_events, 3), way_out=way_out)
 
 
 def read_items(path: Path) -> pl.DataFrame:

@@ -33,9 +33,11 @@ SPLITS = ("train", "valid", "test")
 HELD_OUT = 2
 
 
-def ordered_events(events: pl.DataFrame, path: Path, *, min_events: int = 3) -> pl.DataFrame:
+def ordered_events(
+    events: pl.DataFrame, path: Path, *, min_events: int = 3, way_out: str = ""
+) -> pl.DataFrame:
     """user_id, item_id, timestamp, order -> the same, by user and order; users that are too short
-    to hold two items out of are refused by name.
+    to hold two items out of are refused by name. `way_out`: what else the calling tool offers.
     """
     events = events.sort("user_id", "order", maintain_order=True)
     counts = events.group_by("user_id", maintain_order=True).len()
@@ -47,7 +49,7 @@ def ordered_events(events: pl.DataFrame, path: Path, *, min_events: int = 3) -> 
             found=f"{short.height} users with fewer than {min_events} events, e.g. user "
             f"{short['user_id'][0]} with {short['len'][0]}",
             expected=f"at least {min_events}: one to learn from, one to validate, one to test",
-            remedy="Filter the data to its k-core first, or pass --min_events 0 to leave them out.",
+            remedy=f"Filter the data to its k-core first{way_out}.",
         )
     return events
 

@@ -44,6 +44,15 @@ def run(folder: Path, *flags: str) -> Path:
     return output
 
 
+def test_users_too_short_are_named_or_left_out(tmp_path: Path) -> None:
+    """Line 4 is user 2's first event; as user 9's only one it is too few, and user 2 keeps 3."""
+    source = write_source(tmp_path / "raw", bad="9\tR9\t1\tA1\t0\t1300000000")
+    with pytest.raises(DataError, match=r"1 users .* user 9 with 1.*--min_events 0 to leave them"):
+        run(source)
+    test = pl.read_parquet(run(source, "--min_events", "0") / "test" / "*.parquet")
+    assert test["user_id"].to_list() == [1, 2, 3, 4, 5]
+
+
 def test_rows_items_and_manifest(tmp_path: Path) -> None:
     output = run(write_source(tmp_path / "raw"))
     items = pl.read_parquet(output / "items" / "*.parquet")

@@ -10,6 +10,8 @@ import prepare_movielens_sequences
 import pytest
 from test_prepare_movielens import ratings, recbole_files, write_1m, write_100k
 
+from tzgen.errors import DataError
+
 
 def rows_of(source: Path, output: Path, split: str) -> pl.DataFrame:
     prepare_movielens_sequences.main(["--input", str(source), "--output", str(output)])
@@ -47,3 +49,12 @@ def test_ranks_order_the_rejoined_set(tmp_path: Path) -> None:
         ]
         ranked = [item for rank, item in enumerate(mine, start=1) if rank != 4]
         assert [*row["uih__item_id"], row["target_item_id"]] == ranked[:-2]
+
+
+def test_a_user_too_short_is_named_without_flags_of_other_tools(tmp_path: Path) -> None:
+    others = [row for row in ratings() if row[0] != 8]
+    mine = [row for row in ratings() if row[0] == 8]
+    source = write_100k(tmp_path / "raw", [*others, *mine[:2]])
+    with pytest.raises(DataError, match=r"user 8 with 2.*k-core first\.") as found:
+        rows_of(source, tmp_path / "rows", "train")
+    assert "--" not in str(found.value)
