@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sid_world import GROUP, problems_of
+from sid_world import GROUP, items, problems_of, tokenizer
 
 from tzgen.errors import UserError
-from tzgen.models.sid_base import Sample
+from tzgen.models.sid_base import FittedTokenizer, Sample
 
 
 @pytest.mark.parametrize("sizes", [[5], [2, 3], [40], [7, 40, 1, 100]])
@@ -33,6 +33,23 @@ def test_every_row_is_kept_alike_often() -> None:
     assert counts.sum() == 400 * 20
     assert (counts - 80).abs().max() < 5 * 8
     assert abs(float(counts[:20].mean()) - 80) < 8  # the first are not favoured
+
+
+@pytest.mark.parametrize("form", ["sid_rqkmeans { codebook: [2, 4] %s }",
+                                  "sid_opq { num_subvectors: 2 codebook_size: 4 %s }"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("", 4 * 256),
+        ("faiss_kmeans_kwargs { max_points_per_centroid: 10 }", 40),
+        ("train_sample_size: 7 faiss_kmeans_kwargs { max_points_per_centroid: 10 }", 7),
+    ],
+)
+def test_a_fit_sees_as_many_items_as_it_says(form: str, given: str, size: int) -> None:
+    model = tokenizer(form % given, {"deep": (8,)})
+    for seed in range(4):
+        model.observe({"deep": items(300, seed=seed)})
+    assert isinstance(model, FittedTokenizer) and model.sample.rows().shape == (size, 8)
 
 
 def test_no_rows_are_an_error() -> None:

@@ -24,3 +24,8 @@ def test_codes_stand_for_vectors_near_the_items() -> None:
 def test_parts_must_divide_the_width() -> None:
     found = problems_of("sid_opq { num_subvectors: 3 }", {"deep": (8,)})
     assert len(found) == 1 and "a divisor of 8" in found[0]
+
+
+def test_parts_have_no_length_of_one() -> None:
+    found = problems_of("sid_opq { faiss_kmeans_kwargs { spherical: true } }", {"deep": (8,)})
+    assert len(found) == 1 and "sid_opq.faiss_kmeans_kwargs.spherical: found true" in found[0]

@@ -14,6 +14,7 @@ import torch
 from google.protobuf.message import Message
 from torch import Tensor
 
+from tzgen.config.tasks import TaskSpec
 from tzgen.embeddings import Groups
 from tzgen.errors import Problem, UserError
 from tzgen.models.base import GroupRule, Model, group_problems, real_numbers
@@ -81,6 +82,35 @@ class Tokenizer(Model):
         return real_numbers(value).to(torch.float32)
 
 
+class FittedTokenizer(Tokenizer):
+    """A tokenizer that k-means makes of a sample of its items, at the end of one pass over them.
+
+    `group` holds the vectors; `kmeans`: options of the fits; `sample`: what this rank has kept.
+    """
+
+    fits: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        widths: Mapping[str, tuple[int, ...]],
+        tasks: Sequence[TaskSpec],
+        kernel: str,
+    ) -> None:
+        super().__init__(config, widths=widths, tasks=tasks, kernel=kernel)
+        self.codebook = codebook_of(config)
+        self.group = main_group(config, tuple(widths))
+        given = config.faiss_kmeans_kwargs
+        self.kmeans = kmeans_options(given)
+        per_centroid = given.max_points_per_centroid or POINTS_PER_CENTROID
+        size = config.train_sample_size or max(self.codebook) * per_centroid
+        self.sample = Sample(size, seed=self.kmeans.seed)
+
+    def observe(self, groups: Groups) -> None:
+        self.sample.add(self.item_vectors(groups, self.group))
+
+
 def main_group(config: Message, names: Sequence[str]) -> str:
     """The group with the items' vectors: `feature_group`, else the only one."""
     given = config.feature_group
@@ -94,7 +124,7 @@ def codebook_of(config: Message) -> tuple[int, ...]:
     return tuple(config.codebook)
 
 
-def kmeans_options(message: Message, *, balanced: bool = False) -> KMeansOptions:
+def kmeans_options(message: Message) -> KMeansOptions:
     """A FaissKmeansConfig as the fit's options; what is unset is faiss's default."""
     default = KMeansOptions()
     return KMeansOptions(
@@ -102,7 +132,6 @@ def kmeans_options(message: Message, *, balanced: bool = False) -> KMeansOptions
         nredo=message.nredo if message.HasField("nredo") else default.nredo,
         seed=message.seed if message.HasField("seed") else default.seed,
         spherical=message.spherical,
-        balanced=balanced,
     )
 
 

@@ -10,7 +10,6 @@ VQ-Rec.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from google.protobuf.message import Message
@@ -20,23 +19,13 @@ from tzgen.config.tasks import TaskSpec
 from tzgen.embeddings import Groups
 from tzgen.errors import Problem
 from tzgen.models.base import MODELS, Outputs
-from tzgen.models.sid_base import (
-    POINTS_PER_CENTROID,
-    Sample,
-    Tokenizer,
-    codebook_of,
-    kmeans_options,
-    main_group,
-    told_as,
-)
+from tzgen.models.sid_base import FittedTokenizer, main_group, told_as
 from tzgen.modules.product_quantizer import opq_rotation, product_codes
 
 
 @MODELS.register("sid_opq")
-class SidOpq(Tokenizer):
+class SidOpq(FittedTokenizer):
     """The tokenizer of the module docstring: `rotation` [D, D], `books` [S, K, D / S]."""
-
-    fits: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -47,25 +36,16 @@ class SidOpq(Tokenizer):
         kernel: str,
     ) -> None:
         super().__init__(config, widths=widths, tasks=tasks, kernel=kernel)
-        self.codebook = codebook_of(config)
-        self.group = main_group(config, tuple(widths))
         dim, parts = sum(widths[self.group]), len(self.codebook)
         self.rotation = nn.Parameter(torch.eye(dim), requires_grad=False)
         books = torch.zeros(parts, config.codebook_size, dim // parts)
         self.books = nn.Parameter(books, requires_grad=False)
-        self.kmeans, self.rounds = kmeans_options(config.faiss_kmeans_kwargs), config.rounds
-        size = config.train_sample_size or config.codebook_size * (
-            config.faiss_kmeans_kwargs.max_points_per_centroid or POINTS_PER_CENTROID
-        )
-        self._sample = Sample(size, seed=self.kmeans.seed)
-
-    def observe(self, groups: Groups) -> None:
-        self._sample.add(self.item_vectors(groups, self.group))
+        self.rounds = config.rounds
 
     def fit(self) -> None:
         with told_as("model_config.sid_opq.codebook_size"):
             rotation, books = opq_rotation(
-                self._sample.rows(),
+                self.sample.rows(),
                 parts=len(self.codebook),
                 size=self.codebook[0],
                 options=self.kmeans,
@@ -88,6 +68,15 @@ class SidOpq(Tokenizer):
     ) -> list[Problem]:
         problems = super().check(model_config, widths)
         config = model_config.sid_opq
+        if config.faiss_kmeans_kwargs.spherical:
+            problems.append(
+                Problem(
+                    "model_config.sid_opq.faiss_kmeans_kwargs.spherical",
+                    "true",
+                    "false: the lengths of a vector's parts tell items apart",
+                    "Remove it.",
+                )
+            )
         if widths is not None and not problems:
             dim = sum(widths[main_group(config, tuple(widths))])
             if dim % config.num_subvectors:

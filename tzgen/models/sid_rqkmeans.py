@@ -10,7 +10,7 @@ Source: TorchEasyRec's sid_rqkmeans; Deng et al. 2025 (OneRec, `balanced`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from dataclasses import replace
 
 import torch
 from google.protobuf.message import Message
@@ -19,24 +19,14 @@ from torch import Tensor
 from tzgen.config.tasks import TaskSpec
 from tzgen.embeddings import Groups
 from tzgen.models.base import MODELS, Outputs
-from tzgen.models.sid_base import (
-    POINTS_PER_CENTROID,
-    Sample,
-    Tokenizer,
-    codebook_of,
-    kmeans_options,
-    main_group,
-    told_as,
-)
+from tzgen.models.sid_base import FittedTokenizer, told_as
 from tzgen.models.sid_candidates import CandidateOptions, candidate_options, decoded_codes
 from tzgen.modules.quantizers import GumbelOptions, QuantizerOptions, ResidualQuantizer
 
 
 @MODELS.register("sid_rqkmeans")
-class SidRqkmeans(Tokenizer):
+class SidRqkmeans(FittedTokenizer):
     """The tokenizer of the module docstring."""
-
-    fits: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -47,8 +37,6 @@ class SidRqkmeans(Tokenizer):
         kernel: str,
     ) -> None:
         super().__init__(config, widths=widths, tasks=tasks, kernel=kernel)
-        self.codebook = codebook_of(config)
-        self.group = main_group(config, tuple(widths))
         plain = QuantizerOptions(
             codebook=self.codebook,
             forward_mode="ste",
@@ -61,19 +49,12 @@ class SidRqkmeans(Tokenizer):
             gumbel=GumbelOptions(1.0, 1.0, 1),
         )
         self.quantizer = ResidualQuantizer(plain, sum(widths[self.group])).requires_grad_(False)
-        self.kmeans = kmeans_options(config.faiss_kmeans_kwargs, balanced=config.balanced)
+        self.kmeans = replace(self.kmeans, balanced=config.balanced)
         self.candidates: CandidateOptions = candidate_options(config)
-        size = config.train_sample_size or max(self.codebook) * (
-            config.faiss_kmeans_kwargs.max_points_per_centroid or POINTS_PER_CENTROID
-        )
-        self._sample = Sample(size, seed=self.kmeans.seed)
-
-    def observe(self, groups: Groups) -> None:
-        self._sample.add(self.item_vectors(groups, self.group))
 
     def fit(self) -> None:
         with told_as("model_config.sid_rqkmeans.codebook"):
-            self.quantizer.init_from(self._sample.rows(), self.kmeans)
+            self.quantizer.init_from(self.sample.rows(), self.kmeans)
 
     def forward(self, groups: Groups) -> Outputs:
         """The codes and how far they are from the items."""

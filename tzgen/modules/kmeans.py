@@ -12,7 +12,7 @@ k-means: each centroid takes its ceil(N / K) nearest free points).
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -201,7 +201,4 @@ def residual_kmeans(
 
 def _for_level(options: KMeansOptions, level: int) -> KMeansOptions:
     """Another seed for every level, apart from those of the restarts."""
-    seed = options.seed + 1_000_003 * level
-    return KMeansOptions(
-        options.niter, options.nredo, seed, options.spherical, options.balanced, options.start_rows
-    )
+    return replace(options, seed=options.seed + 1_000_003 * level)

@@ -7,6 +7,8 @@ RPG and VQ-Rec use it for semantic IDs.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,8 @@ def opq_rotation(
         turned = (x @ rotation).view(-1, parts, dim // parts)
         fits = []
         for part in range(parts):
-            seed = options.seed + part + 7919 * turn
-            fit = KMeansOptions(options.niter, options.nredo, seed, start_rows=options.start_rows)
-            fits.append(_part(turned[:, part], size, fit))
+            seeded = replace(options, seed=options.seed + part + 7919 * turn)
+            fits.append(_part(turned[:, part], size, seeded))
         books = torch.stack([fit[0] for fit in fits])
         if turn + 1 < rounds:
             decoded = torch.stack([book[code] for book, code in fits], 1).reshape(-1, dim)
