@@ -112,6 +112,40 @@ def test_all_parts_have_the_list_that_the_largest_row_group_needs(
     assert len(matrix(pq.read_table(output)["vec"], "vec", np.float32)) == 50
 
 
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string())])
+def test_a_list_of_words_is_a_text(tmp_path: Path, kind: pa.DataType) -> None:
+    """As `attributes` of the prepared items, a large list."""
+    rows = {"text": [*texts(48), "", ""]}
+    words: list[list[str] | None] = [text.split() for text in texts(48)]
+    columns = {"whole": rows["text"], "words": pa.array([*words, [], None], kind)}
+    found = []
+    for name in columns:
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "items.parquet"
+        pq.write_table(pa.table({"item_id": range(50), **columns}), path)
+        found.append(pq.read_table(run(path, text_field=name))["vec"])
+    assert found[0].equals(found[1])
+
+
+def test_a_job_that_left_no_part_is_in_nobodys_way(
+    items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **options: object) -> None:
+        raise UserError("no such package")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "make_encoder", broken)
+        with pytest.raises(UserError, match="no such package"):
+            run(items, encoder="wordllama")
+    run(items)
+    (items.parent / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file; expected a folder"):
+        embed_items(
+            str(items), items.parent / "file", encoder="tfidf_svd", dim=3, encoder_path=None,
+            text_field="text", vector_field="vec", seed=0,
+        )  # fmt: skip
+
+
 def test_other_parts_are_refused(items: Path) -> None:
     output = run(items)
     (output / "_manifest.json").unlink()
@@ -125,10 +159,14 @@ def test_other_parts_are_refused(items: Path) -> None:
 def test_wrong_columns_and_vectors_are_named(items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="has the columns item_id, text"):
         run(items, text_field="title")
-    with pytest.raises(UserError, match="is a column of the input already"):
+    with pytest.raises(UserError, match=r"is a column of .* already: .* another name"):
         run(items, vector_field="item_id")
-    with pytest.raises(UserError, match="of type int64"):
+    with pytest.raises(UserError, match=r"'item_id' of .* is int64; expected text"):
         run(items, text_field="item_id")
+    for encoder, dim, text in (("bert", 6, "expected one of"), ("tfidf_svd", 0, "--dim 0")):
+        with pytest.raises(UserError, match=text):
+            run(items, encoder=encoder, dim=dim)
+    assert not (items.parent / "out").exists()
 
     class Broken:
         dim = 2
@@ -137,6 +175,5 @@ def test_wrong_columns_and_vectors_are_named(items: Path, monkeypatch: pytest.Mo
             return np.full((len(texts), 2), np.nan, np.float32)
 
     monkeypatch.setattr(embed, "make_encoder", lambda *a, **k: Broken())
-    (items.parent / "out" / "_job.json").unlink()
     with pytest.raises(DataError, match=r"row group 0, row 0: found a vector with NaN"):
         run(items)

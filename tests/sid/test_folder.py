@@ -47,6 +47,8 @@ def test_all_of_a_bundle_is_on_disk_before_its_manifest(
     others = [p for p in (path, *path.rglob("*")) if p != path / MANIFEST]
     assert len(others) == 6  # the folder, two tables in folders, the trie
     assert all(disk.first(other) < mark for other in others)
+    readable = path.stat().st_mode & 0o666
+    assert {p.stat().st_mode & 0o777 for p in path.rglob("*") if p.is_file()} == {readable}
     assert disk.last(path) > mark and disk.last(tmp_path) > disk.last(path)
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tzgen.data.readers import ParquetDataset
 from tzgen.errors import DataError, UserError
-from tzgen.sid.encoders import Encoder, make_encoder
+from tzgen.sid.encoders import Encoder, check_encoder, make_encoder
 from tzgen.sid.folder import checksum, sync, write_json, write_manifest
 from tzgen.sid.rows import LARGEST_OFFSET, equal_lists
 from tzgen.sid.tfidf import NAME as FITTED
@@ -49,13 +49,8 @@ def embed_items(
     """Write every row of `input_path` with `vector_field` (list of float32) beside it; the number
     of rows. Raises UserError when `output` holds another job's parts."""
     reader = ParquetDataset(input_path)
-    if text_field not in reader.schema.names:
-        raise UserError(
-            f"--text_field {text_field!r}: {reader.files[0].path} has the columns "
-            f"{', '.join(reader.schema.names)}"
-        )
-    if vector_field in reader.schema.names:
-        raise UserError(f"--vector_field {vector_field!r} is a column of the input already")
+    _check_columns(reader, text_field, vector_field)
+    check_encoder(encoder, dim=dim)
     job = {
         "input": reader.fingerprint,
         "encoder": encoder,
@@ -93,6 +88,30 @@ def embed_items(
     return reader.num_rows
 
 
+def _check_columns(reader: ParquetDataset, text_field: str, vector_field: str) -> None:
+    where = reader.files[0].path
+    if text_field not in reader.schema.names:
+        raise UserError(
+            f"--text_field {text_field!r}: {where} has the columns {', '.join(reader.schema.names)}"
+        )
+    kind = reader.schema.field(text_field).type
+    if not _is_text(kind.value_type if _is_list(kind) else kind):
+        raise UserError(f"--text_field {text_field!r} of {where} is {kind}; expected text")
+    if vector_field in reader.schema.names:
+        raise UserError(
+            f"--vector_field {vector_field!r} is a column of {where} already: the items bring "
+            "vectors and can be used as they are, or give the new ones another name"
+        )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _fitted_on(job: dict[str, Any]) -> dict[str, Any]:
     return {name: job[name] for name in ("input", "text_field", "dim", "seed")}
 
@@ -121,10 +140,8 @@ def _all_texts(
 
 def _texts(column: pa.Array) -> list[str]:
     """Null is empty text; a list of words is joined by blanks."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        column = pc.binary_join(column, " ")
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise UserError(f"--text_field is of type {column.type}; expected text")
+    if _is_list(column.type):
+        column = pc.binary_join(column.cast(pa.list_(pa.string())), " ")
     found: list[str] = pc.fill_null(column, "").to_pylist()
     return found
 
@@ -167,8 +184,10 @@ def _is_done(output: Path, job: dict[str, Any]) -> bool:
 def _begin(output: Path, job: dict[str, Any]) -> None:
     """Note what the parts will be of; parts of something else are refused."""
     note = output / JOB
-    there = list(_entries(output))
-    if note.is_file():
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; expected a folder to write: name another")
+    there = [path for path in _entries(output) if path != note]
+    if note.is_file() and there:
         before = json.loads(note.read_text(encoding="utf-8"))
         if before != job:
             changed = [name for name in job if before.get(name) != job[name]]

@@ -36,9 +36,18 @@ class Encoder(Protocol):
         ...
 
 
+def check_encoder(name: str, *, dim: int) -> None:
+    """Refuse a name that is not known, and a width below one."""
+    if name not in ENCODERS:
+        raise UserError(f"--encoder {name}: expected one of {', '.join(ENCODERS)}")
+    if dim < 1:
+        raise UserError(f"--dim {dim}: expected the width of a vector, 1 or more")
+
+
 def make_encoder(name: str, *, dim: int, path: Path | None) -> Encoder:
     """The encoder called `name`; `path`: the folder that it comes from, where it has one. Raises
     UserError naming the extra that it needs, or what is wrong with `path`."""
+    check_encoder(name, dim=dim)
     if name == FITTED:
         assert path is not None, "fit it first"
         return TfidfSvd.load(path)
@@ -46,9 +55,7 @@ def make_encoder(name: str, *, dim: int, path: Path | None) -> Encoder:
         if path is not None:
             raise UserError(f"--encoder_path {path}: wordllama brings its weights; leave it out")
         return WordLlama(dim)
-    if name == "sentence_transformers":
-        return SentenceModel(path)
-    raise UserError(f"--encoder {name}: expected one of {', '.join(ENCODERS)}")
+    return SentenceModel(path)
 
 
 class WordLlama:

@@ -15,13 +15,19 @@ from typing import Any
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes it when the block ends well, and vanishes else."""
+    """A folder beside `target` that becomes it when the block ends well, and vanishes else.
+
+    Who may read the folder may read its files, which safetensors leaves to their owner alone.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".writing-{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(temporary.stat().st_mode & 0o666)
         temporary.rename(target)
         sync(target.parent)
     finally:
