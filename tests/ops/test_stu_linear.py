@@ -220,6 +220,7 @@ def test_ops_are_well_formed(kept: bool) -> None:
     a = [t.float().requires_grad_() for t in input_tensors(case).values()]
     args = (*a, list(case.widths), "vqk", EPS, kept, kept, "CPU_TORCH")
     torch.library.opcheck(torch.ops.tzgen.stu_input.default, args)
+    torch.library.opcheck(torch.ops.tzgen.stu_input.default, (*args, "vk"))
     b = [t.float().requires_grad_() for t in output_tensors(case).values()]
     tail = (torch.tensor(3), True, True, 1, EPS, 0.3, kept, "CPU_TORCH")
     torch.library.opcheck(torch.ops.tzgen.stu_output.default, (*b, *tail))
@@ -296,3 +297,26 @@ def test_bad_arguments_are_refused_by_name() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             stu_output(**(b | change))
+
+
+@pytest.mark.parametrize("wanted", ["vk", "u", ""])
+def test_what_is_not_wanted_is_not_computed(wanted: str) -> None:
+    case = Case(6, 8, 2, 3, 5, activated="uvk")
+    a = input_tensors(case)
+    options = {"widths": case.widths, "activated": case.activated, "eps": EPS}
+    every = stu_input_reference(**a, **options)
+    leaves = {name: value.clone().requires_grad_() for name, value in a.items()}
+    got = stu_input(**leaves, **options, wanted=wanted)
+    for letter, part, want in zip("uvqk", got, every, strict=True):
+        assert part.shape == (6, want.size(1) if letter in wanted else 0)
+        if letter in wanted:
+            torch.testing.assert_close(part, want)
+    if wanted:
+        plain = {name: value.clone().requires_grad_() for name, value in a.items()}
+        parts = zip("uvqk", stu_input_reference(**plain, **options), strict=True)
+        torch.cat([part.sin() for letter, part in parts if letter in wanted], 1).sum().backward()
+        torch.cat([part.sin() for part in got], 1).sum().backward()
+        for name in a:
+            torch.testing.assert_close(leaves[name].grad, plain[name].grad)
+    with pytest.raises(ValueError, match="subset"):
+        stu_input(**a, **options, wanted="x")

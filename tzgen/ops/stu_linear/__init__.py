@@ -51,15 +51,19 @@ def stu_input(
     recompute_normed_x: bool = True,
     recompute_uvqk: bool = False,
     kernel: str = "AUTO",
+    wanted: str = LETTERS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x [L, D], weight [P, D] (rows of u, v, q, k), bias [P] -> u, v, q, k [L, width] each.
 
     activated: which letters of "uvqk" pass through SiLU. For backward are kept: x; the normed x
     unless `recompute_normed_x`; the values before SiLU unless `recompute_uvqk` (that u, v, q, k
     themselves are given up as well takes `recomputed` around what reads them).
-    Under autocast the GEMMs run in its dtype and the norm in x's.
+    Under autocast the GEMMs run in its dtype and the norm in x's. wanted: letters of what is read;
+    the others are not computed and come back as [L, 0].
     """
     _check_input(x, norm_weight, weight, bias, widths, activated)
+    if not set(wanted) <= set(LETTERS):
+        raise ValueError(f"wanted is a subset of the letters {LETTERS!r}; got {wanted!r}")
     weight, bias = _autocast(x, weight, bias)
     keeps = torch.is_grad_enabled()
     with _without_autocast(x):
@@ -75,6 +79,7 @@ def stu_input(
             keeps and not recompute_normed_x,
             keeps and not recompute_uvqk and activated != "",
             kernel,
+            wanted,
         )
     return out[:4]
 

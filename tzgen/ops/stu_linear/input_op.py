@@ -35,19 +35,23 @@ def stu_input_op(
     keep_normed: bool,
     keep_raw: bool,
     kernel: str,
+    wanted: str = LETTERS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """u, v, q, k, and for backward: the normed x, its mean and rstd, the raw activated parts.
 
-    What is not kept is an empty tensor.
+    What is not kept is an empty tensor; what is not `wanted` of u, v, q, k has no columns.
     """
+    activated = _both(activated, wanted)
     triton = chosen_kernel(kernel, x.device, weight.dtype) == "TRITON"
     normed, mean, rstd = normalise(x, norm_weight, norm_bias, eps, triton=triton)
     normed = normed.to(weight.dtype)
     rows = x.size(0)
     raw = _empty(weight, rows, _raw_width(widths, activated)) if keep_raw else _empty(weight, 0)
-    outs = []
+    outs = [_empty(weight, rows, width) for width in _wanted_widths(widths, wanted)]
     for letter, part, raw_part in _parts(widths, activated):
-        out = _empty(weight, rows, widths[LETTERS.index(letter)])
+        if letter not in wanted:
+            continue
+        out = outs[LETTERS.index(letter)]
         project = torch.addmm if raw_part is None or not triton else torch.mm
         target = raw[:, raw_part] if keep_raw and raw_part is not None else out
         if project is torch.addmm:
@@ -56,7 +60,6 @@ def stu_input_op(
             torch.mm(normed, weight[part].t(), out=target)
         if raw_part is not None:
             _silu(target, bias[part], out, triton)
-        outs.append(out)
     if not keep_normed:
         normed = _empty(weight, 0)
         mean, rstd = (torch.empty(0, dtype=mean.dtype, device=x.device) for _ in range(2))
@@ -76,9 +79,10 @@ def _(
     keep_normed: bool,
     keep_raw: bool,
     kernel: str,
+    wanted: str = LETTERS,
 ) -> tuple[Tensor, ...]:
-    rows = x.size(0)
-    outs = [_empty(weight, rows, width) for width in widths]
+    activated, rows = _both(activated, wanted), x.size(0)
+    outs = [_empty(weight, rows, width) for width in _wanted_widths(widths, wanted)]
     raw = _empty(weight, rows, _raw_width(widths, activated)) if keep_raw else _empty(weight, 0)
     normed = _empty(weight, *x.shape) if keep_normed else _empty(weight, 0)
     statistics = torch.promote_types(x.dtype, torch.float32)
@@ -108,8 +112,10 @@ def _backward_op(
     activated: str,
     eps: float,
     kernel: str,
+    wanted: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, norm_weight, norm_bias, weight, bias."""
+    activated = _both(activated, wanted)
     triton = chosen_kernel(kernel, x.device, weight.dtype) == "TRITON"
     if normed.numel() == 0:
         normed, mean, rstd = normalise(x, norm_weight, norm_bias, eps, triton=triton)
@@ -118,7 +124,7 @@ def _backward_op(
     d_normed: Tensor | None = None
     for letter, part, raw_part in _parts(widths, activated):
         grad = dict(zip(LETTERS, (d_u, d_v, d_q, d_k), strict=True))[letter]
-        if grad is None:
+        if grad is None or letter not in wanted:
             continue
         grad = grad.to(weight.dtype)
         if raw_part is not None:
@@ -162,7 +168,7 @@ NUM_TENSORS = 5  # leading tensor arguments of the op
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.widths, ctx.activated, ctx.eps, _, _, ctx.kernel = inputs
+    *tensors, ctx.widths, ctx.activated, ctx.eps, _, _, ctx.kernel, ctx.wanted = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[4:])
     ctx.mark_non_differentiable(*output[4:])
@@ -170,9 +176,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     found = _backward_op(
-        *grads[:4], *ctx.saved_tensors, ctx.widths, ctx.activated, ctx.eps, ctx.kernel
+        *grads[:4], *ctx.saved_tensors, ctx.widths, ctx.activated, ctx.eps, ctx.kernel, ctx.wanted
     )
-    return (*found, *[None] * 6)
+    return (*found, *[None] * 7)
 
 
 torch.library.register_autograd("tzgen::stu_input", _backward, setup_context=_setup_context)
@@ -186,6 +192,14 @@ def _parts(widths: list[int], activated: str) -> Iterator[tuple[str, slice, slic
         yield letter, slice(start, start + width), raw
         start += width
         raw_start += width if raw is not None else 0
+
+
+def _both(letters: str, wanted: str) -> str:
+    return "".join(letter for letter in letters if letter in wanted)
+
+
+def _wanted_widths(widths: list[int], wanted: str) -> list[int]:
+    return [w if letter in wanted else 0 for letter, w in zip(LETTERS, widths, strict=True)]
 
 
 def _raw_width(widths: list[int], activated: str) -> int:
