@@ -13,9 +13,17 @@ from hstu_configs import INTERLEAVE, PARAMETERIZED, VARIANTS, hstu, preprocessor
 from torch import Tensor
 
 from tzgen.models.hstu_options import hstu_options
+from tzgen.modules import stu
 from tzgen.modules.sequence import Events
-from tzgen.modules.stu_cache import EncodedHistory, candidate_chunks, continued, joined
+from tzgen.modules.stu_cache import (
+    EncodedHistory,
+    candidate_chunks,
+    continued,
+    joined,
+    share_rows,
+)
 from tzgen.modules.transducer import HSTUTransducer
+from tzgen.ops import native, stu_cached
 from tzgen.ops.hstu_attention_cached import CachedKV
 from tzgen.protos import module_pb2
 
@@ -35,6 +43,14 @@ STABLE = {
     "mtgr": hstu("append_stable: true relative_bias {}", positions="", extra="mtgr {}"),
     "group norm": hstu("append_stable: true use_group_norm: true", positions=""),
 }
+
+
+@pytest.fixture(params=["one call", "three ops"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The two ways that new tokens go through layers."""
+    if request.param == "three ops":
+        monkeypatch.setattr(stu_cached, "MAX_TOKENS", -1)
+    return str(request.param)
 
 
 def make(
@@ -82,7 +98,7 @@ def scored(transducer: HSTUTransducer, events: Events, cache: EncodedHistory, si
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [*VARIANTS, *(f"stable {name}" for name in STABLE)])
-def test_scoring_against_the_cache_is_the_forward(name: str) -> None:
+def test_scoring_against_the_cache_is_the_forward(name: str, way: str) -> None:
     message = VARIANTS.get(name) or STABLE[name.removeprefix("stable ")]
     transducer = make(message)
     events = batch_events(users())
@@ -112,7 +128,7 @@ def test_scoring_against_the_cache_is_the_forward(name: str) -> None:
     ("name", "contextual"),
     [*((name, 2) for name in STABLE), *((name, 0) for name in STABLE if name != "parameterized")],
 )
-def test_appending_is_recomputing(name: str, contextual: int) -> None:
+def test_appending_is_recomputing(name: str, contextual: int, way: str) -> None:
     """In several steps of other lengths in every row, none among them."""
     transducer = make(STABLE[name], contextual=contextual)
     people = users([(9, 2), (4, 1), (6, 3), (0, 1)], contextual)
@@ -192,14 +208,19 @@ def test_joining_lays_rows_behind_each_other() -> None:
         k = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
         return CachedKV(k, k * 10, torch.tensor(lengths), max(lengths), None, torch.tensor(values))
 
-    out = joined(cached([1, 2, 3], [2, 0, 1]), cached([4, 5, 6], [1, 2, 0]))
+    held, new = cached([1, 2, 3], [2, 0, 1]), cached([4, 5, 6], [1, 2, 0])
+    other, fresh = cached([7], [0, 0, 1]), cached([8, 9], [0, 1, 1])  # behind a truncation, say
+    out, same, last = joined((held, held, other), (new, new, fresh))
+    assert share_rows((out, same)) and not share_rows((out, last))
+    assert same.k.flatten().tolist() == out.k.flatten().tolist()
+    assert last.k.flatten().tolist() == [8, 7, 9] and last.lengths.tolist() == [0, 1, 2]
     assert out.k.flatten().tolist() == [1, 2, 4, 5, 6, 3]
     assert out.v.flatten().tolist() == [10, 20, 40, 50, 60, 30]
     assert out.timestamps is not None and out.timestamps.tolist() == [1, 2, 4, 5, 6, 3]
     assert out.lengths.tolist() == [3, 2, 1] and out.max_len == 4
     paged = replace(cached([1], [1]), table=torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="pages"):
-        joined(paged, paged)
+        joined((paged,), (paged,))
 
 
 @torch.no_grad()
@@ -228,3 +249,26 @@ def test_states_are_those_of_the_forward(name: str) -> None:
     assert states.x.shape == (3, 8) and len(delta) == 2
     before, _ = transducer.stack.append(new, caches, states=False)
     assert not torch.allclose(before.x, states.x)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
+def test_few_new_tokens_go_through_all_layers_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(x: Tensor, layers: list[object], *rest: object, **options: object) -> object:
+        calls.append(len(layers))
+        return stu_cached.stu_layers_cached(x, layers, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stu, "stu_layers_cached", counted)
+    transducer = make(STABLE["plain"])
+    people = users([(6, 2), (3, 1)])
+    cache = transducer.encode_user(batch_events(between(people, [0, 0], [4, 3])))
+    assert calls == []
+    cache = cache.extended(transducer.append(batch_events(between(people, [4, 3], [6, 3])), cache))
+    assert calls == [2]
+    transducer.score(batch_events(people), cache)
+    assert calls == [2, 2]
+    transducer.stack.layers[0].kernel = "CPU_TORCH"
+    transducer.score(batch_events(people), cache)
+    assert calls == [2, 2]

@@ -44,36 +44,57 @@ class EncodedHistory:
 
     def extended(self, new: EncodedHistory) -> EncodedHistory:
         """With the tokens of `new` (an append's result) behind each row; contiguous caches."""
-        pairs = zip(self.layers, new.layers, strict=True)
         return replace(
             new,
-            layers=tuple(joined(held, fresh) for held, fresh in pairs),
+            layers=joined(self.layers, new.layers),
             lengths=self.lengths + new.lengths,
             max_len=self.max_len + new.max_len,
         )
 
 
-def joined(cache: CachedKV, new: CachedKV) -> CachedKV:
-    """Row by row, the tokens of both; contiguous. Copies everything: pages do not have to."""
-    if cache.table is not None or new.table is not None:
-        raise ValueError(
-            "joined() takes contiguous caches; write new tokens into the pages instead"
+def joined(held: LayerCaches, new: LayerCaches) -> LayerCaches:
+    """Layer by layer and row by row, the tokens of both; contiguous. What the layers share before,
+    they share again. Copies everything: pages do not have to."""
+    out: list[CachedKV] = []
+    places: list[Tensor] = []
+    for at, (cache, fresh) in enumerate(zip(held, new, strict=True)):
+        if cache.table is not None or fresh.table is not None:
+            raise ValueError(
+                "joined() takes contiguous caches; write new tokens into the pages instead"
+            )
+        pair = slice(at - 1, at + 1)
+        if at == 0 or not (share_rows(held[pair]) and share_rows(new[pair])):
+            places = jagged.concat_places(
+                [cache.lengths, fresh.lengths], [cache.k.size(0), fresh.k.size(0)]
+            )
+            lengths, times = cache.lengths + fresh.lengths, None
+            if cache.timestamps is not None and fresh.timestamps is not None:
+                times = _laid_out(cache.timestamps, fresh.timestamps, places)
+        out.append(
+            CachedKV(
+                _laid_out(cache.k, fresh.k, places),
+                _laid_out(cache.v, fresh.v, places),
+                lengths,
+                cache.max_len + fresh.max_len,
+                timestamps=times,
+            )
         )
-    places = jagged.concat_places([cache.lengths, new.lengths], [cache.k.size(0), new.k.size(0)])
+    return tuple(out)
 
-    def laid_out(held: Tensor, fresh: Tensor) -> Tensor:
-        out = held.new_empty(held.size(0) + fresh.size(0), *held.shape[1:])
-        return out.index_copy_(0, places[0], held).index_copy_(0, places[1], fresh)
 
-    times = None
-    if cache.timestamps is not None and new.timestamps is not None:
-        times = laid_out(cache.timestamps, new.timestamps)
-    return CachedKV(
-        laid_out(cache.k, new.k),
-        laid_out(cache.v, new.v),
-        cache.lengths + new.lengths,
-        cache.max_len + new.max_len,
-        timestamps=times,
+def _laid_out(held: Tensor, fresh: Tensor, places: list[Tensor]) -> Tensor:
+    out = held.new_empty(held.size(0) + fresh.size(0), *held.shape[1:])
+    return out.index_copy_(0, places[0], held).index_copy_(0, places[1], fresh)
+
+
+def share_rows(caches: LayerCaches) -> bool:
+    """Whether all hold the same tokens, by the very tensors: not so behind a truncation."""
+    first = caches[0]
+    return all(
+        cache.lengths is first.lengths
+        and cache.table is first.table
+        and cache.timestamps is first.timestamps
+        for cache in caches
     )
 
 

@@ -83,6 +83,9 @@ struct Sink {
   int64_t heads, width;
   explicit Sink(const at::Tensor& x)
       : data(x.mutable_data_ptr()), type(x.scalar_type()), heads(x.size(1)), width(x.size(2)) {}
+  template <class T>
+  Sink(T* to, int64_t heads_, int64_t width_)
+      : data(to), type(c10::CppTypeToScalarType<T>::value), heads(heads_), width(width_) {}
 
   template <class S, class T>
   void copy(int64_t at, int64_t h, T scale, const T* from) const {
