@@ -12,21 +12,23 @@ from dense_hstu import pair_mask
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tzgen.ops.hstu_attention import MaskSpec, cpu, hstu_attention_reference
+from tzgen.ops.hstu_attention import MaskSpec, cpu, cpu_rows, hstu_attention_reference
 from tzgen.ops.hstu_attention.call import Call
 
 fast = op("CPU_TORCH")
 
 
-@pytest.fixture(params=["grouped", "blocked"])
+@pytest.fixture(params=["grouped", "strips", "blocked"])
 def tiling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short rows together, and everything cut into tiles of 8 x 5."""
+    """Rows in several groups, in one that is cut into strips of 8, and cut into tiles of 8 x 5."""
     if request.param == "blocked":
-        monkeypatch.setattr(cpu, "SHORT", 2)
-        monkeypatch.setattr(cpu, "BLOCK", BLOCK)
-        monkeypatch.setattr(cpu, "KEYS", 5)
+        monkeypatch.setattr(cpu_rows, "TOGETHER", 2)
+        monkeypatch.setattr(cpu_rows, "BLOCK", BLOCK)
+        monkeypatch.setattr(cpu_rows, "KEYS", 5)
+    elif request.param == "strips":
+        monkeypatch.setattr(cpu_rows, "STRIP", BLOCK)
     else:
-        monkeypatch.setattr(cpu, "GROUP_BYTES", 4000)
+        monkeypatch.setattr(cpu_rows, "TILE_BYTES", 8000)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -156,7 +158,7 @@ def test_nan_neighbours_do_not_leak(tiling: None) -> None:
 
 
 def test_a_candidate_with_nan_spoils_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "SHORT", 2)  # blocked: candidates never meet each other
+    monkeypatch.setattr(cpu_rows, "TOGETHER", 2)  # blocked: candidates never meet each other
     case = Case(MaskSpec(), lengths=[9], targets=[3])
     with torch.no_grad():
         case.k[7] = torch.nan
@@ -198,7 +200,7 @@ def test_memory_is_linear_in_tokens() -> None:
     with Largest() as seen:
         out = cpu.forward(q, k, v, case.offsets, call)
         cpu.backward(torch.ones_like(out), q, k, v, case.offsets, call)
-    assert seen.numel <= heads * cpu.BLOCK * cpu.KEYS < heads * length * length
+    assert seen.numel <= heads * cpu_rows.BLOCK * cpu_rows.KEYS < heads * length * length
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """STU attention in plain PyTorch without a [B, H, N, N] tensor, forward and backward.
 
-There is no softmax, so key ranges simply add up. Rows of at most `SHORT` tokens are sorted by
-length and computed together, padded to the longest of their group; longer rows are cut into
-`BLOCK`-row blocks against the key spans they can see (`mask.blocks`), so that invisible tiles cost
-nothing and fully visible ones need no mask. Backward recomputes the scores: kept are q, k and v.
-Arithmetic is float32, or float64 for float64 inputs. Made for CPUs; runs on any device.
+There is no softmax, so key ranges simply add up. `cpu_rows.py` lays rows out together and says
+which queries meet which keys. Backward recomputes the scores: kept are q, k and v. Arithmetic is
+float32, or float64 for float64 inputs. Made for CPUs; runs on any device.
 
-G groups of rows, H heads, n tokens of the (padded) row, b = G * H.
+An invisible pair scores `HIDDEN`, of which SiLU and its derivative are exactly zero: one pass over
+the scores masks them, and those of the gradient as well.
+
+G rows together, H heads, n places of each, b = (rows that take part) * H, R queries, C keys.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,38 +22,23 @@ from torch import Tensor
 
 from tzgen.ops.hstu_attention import bias as rab
 from tzgen.ops.hstu_attention.call import Call
-from tzgen.ops.hstu_attention.mask import Block, Span, blocks, visible
+from tzgen.ops.hstu_attention.cpu_rows import Keys, Rows, Strip, plan
+from tzgen.ops.hstu_attention.mask import visible
 
-SHORT = 256  # longest row that is computed together with others
-BLOCK = 256  # queries of a block of a long row
-KEYS = 1024  # keys of a span: bounds the tile to H * BLOCK * KEYS numbers
-GROUP_BYTES = 1 << 20  # score bytes of one group of short rows: about an L2 cache
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows that are computed together: G of them, padded to n tokens by repeating the last one."""
-
-    start: int  # packed token of place 0
-    source: Tensor  # int64 [G * n]: packed token of each padded place
-    keep: Tensor | None  # int64: padded places that hold a token; None when nothing is padded
-    group: int
-    length: int
-    history_end: Tensor  # int64 [G, 1, 1]
-    blocks: list[Block]
+HIDDEN = -1e30  # exp(-HIDDEN) is infinite, HIDDEN itself is not
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries x keys of `Rows`: which pairs count, and their columns in the bias tables."""
+    """Queries x keys of a strip: which pairs count, and their columns in the bias tables."""
 
-    seen: Tensor | None  # math dtype [G, 1, R, C]; None = all
-    position: Tensor | None  # int64 [G or 1, R, C]
-    time: Tensor | None  # int64 [G, R, C]
+    hidden: Tensor | None  # math dtype [rows, 1, R, keys from `masked` on], 0 or HIDDEN; None = all
+    position: Tensor | None  # int64 [rows, R, C]
+    time: Tensor | None  # int64 [rows, R, C]
 
 
 class _Scratch:
-    """Buffers used again by every group and block: fresh pages cost more than the arithmetic."""
+    """Buffers used again by every group and strip: fresh pages cost more than the arithmetic."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._flat: dict[str, Tensor] = {}
@@ -75,30 +60,41 @@ class _Scratch:
         out = self.take(name, (rows.group, x.size(1), rows.length, x.size(2)))
         return out.copy_(source.transpose(1, 2)).flatten(0, 1)
 
+    def scatter(self, x_bnd: Tensor, rows: Rows, out: Tensor) -> None:
+        """[G * H, n, d] -> the packed tokens of `out` [L, H, d]; padded places are dropped."""
+        if rows.group == 1:
+            out[rows.start : rows.start + rows.length] = x_bnd.transpose(0, 1)
+            return
+        by_token = x_bnd.unflatten(0, (rows.group, -1)).transpose(1, 2)
+        flat = self.take("packed", by_token.shape).copy_(by_token).flatten(0, 1)
+        if rows.tokens.numel() == out.size(0) and out.dtype == flat.dtype:
+            torch.index_select(flat, 0, rows.places, out=out)
+        else:
+            out.index_copy_(0, rows.tokens, flat.index_select(0, rows.places).to(out.dtype))
+
 
 def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, call: Call) -> Tensor:
     """[L, H, attention_dim] x 2, [L, H, hidden_dim] -> [L, H, hidden_dim]."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype, heads = torch.promote_types(q.dtype, torch.float32), q.size(1)
     scratch = _Scratch(dtype, q.device)
     out = torch.empty(v.shape, dtype=q.dtype, device=v.device)
-    for rows in _plan(offsets, call, heads=q.size(1)):
+    for rows in plan(offsets, call, heads):
         q_bnd, k_bnd, v_bnd = (scratch.gather(*x, rows) for x in (("q", q), ("k", k), ("v", v)))
         q_bnd.mul_(call.alpha)
         out_bnd = scratch.take("out", v_bnd.shape)
-        for block in rows.blocks:
-            at = slice(block.start, block.stop)
-            total = scratch.take("total", v_bnd[:, at].shape).zero_()
-            for span in block.spans:
-                tile = _tile(rows, block, span, call, dtype)
-                keys = slice(span.start, span.stop)
-                scores = _scores(q_bnd[:, at], k_bnd[:, keys], tile, rows, call, scratch)
-                weights = _mask(F.silu(scores, inplace=True), tile, rows)
-                total.baddbmm_(weights, v_bnd[:, keys])
-            if block.own_key:
-                own = _own_scores(q_bnd[:, at], k_bnd[:, at], rows, call)
-                total.add_(F.silu(own) * v_bnd[:, at])
-            out_bnd[:, at] = total
-        _scatter(out_bnd.div_(call.divisor), rows, out)
+        for strip in rows.strips:
+            q_bRd = q_bnd[: strip.count * heads, strip.start : strip.stop]
+            total = scratch.take("total", (*q_bRd.shape[:2], v.size(2))).zero_()
+            for keys in strip.keys:
+                k_bCd, v_bCd = (x[: q_bRd.size(0), keys.start : keys.stop] for x in (k_bnd, v_bnd))
+                tile = _tile(rows, strip, keys, call, dtype)
+                weights = F.silu(_scores(q_bRd, k_bCd, tile, call, scratch), inplace=True)
+                total.baddbmm_(weights, v_bCd)
+            if strip.own_key:
+                own = _own_scores(q_bRd, k_bnd[:, strip.start : strip.stop], call)
+                total.add_(F.silu(own) * v_bnd[:, strip.start : strip.stop])
+            out_bnd[: q_bRd.size(0), strip.start : strip.stop] = total.div_(call.divisor)
+        scratch.scatter(out_bnd, rows, out)
     return out
 
 
@@ -106,139 +102,104 @@ def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, call: Call
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and of the two bias tables (empty where there is no table)."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype, heads = torch.promote_types(q.dtype, torch.float32), q.size(1)
     scratch = _Scratch(dtype, q.device)
     # not empty_like: that keeps the strides of a view into uvqk
     d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    tables = _TableGradients(call, q.size(1), dtype, q.device)
-    for rows in _plan(offsets, call, heads=q.size(1)):
-        q_bnd, k_bnd, v_bnd, g_bnd = (
-            scratch.gather(*x, rows) for x in (("q", q), ("k", k), ("v", v), ("g", grad))
-        )
-        if rows.keep is not None:  # a padded place repeats a token; it must not be counted again
-            g_bnd.mul_(_kept(rows, g_bnd))
-        q_bnd.mul_(call.alpha)
-        g_bnd.div_(call.divisor)
-        dq_bnd = scratch.take("dq", q_bnd.shape)
-        dk_bnd = scratch.take("dk", k_bnd.shape).zero_()
-        dv_bnd = scratch.take("dv", v_bnd.shape).zero_()
-        for block in rows.blocks:
-            at = slice(block.start, block.stop)
-            q_bRd, g_bRd = q_bnd[:, at], g_bnd[:, at]
-            total = scratch.take("total", q_bRd.shape).zero_()
-            for span in block.spans:
-                tile = _tile(rows, block, span, call, dtype)
-                keys = slice(span.start, span.stop)
-                scores = _scores(q_bRd, k_bnd[:, keys], tile, rows, call, scratch)
-                d_scores = scratch.take("d_scores", scores.shape)
-                torch.bmm(g_bRd, v_bnd[:, keys].transpose(1, 2), out=d_scores)
-                torch.ops.aten.silu_backward.grad_input(d_scores, scores, grad_input=d_scores)
-                _mask(d_scores, tile, rows)
-                weights = _mask(F.silu(scores, inplace=True), tile, rows)
-                dv_bnd[:, keys].baddbmm_(weights.transpose(1, 2), g_bRd)
-                dk_bnd[:, keys].baddbmm_(d_scores.transpose(1, 2), q_bRd)
-                total.baddbmm_(d_scores, k_bnd[:, keys])
-                tables.add(d_scores, tile, rows)
-            if block.own_key:
-                own = _own_scores(q_bRd, k_bnd[:, at], rows, call)
-                d_own = (g_bRd * v_bnd[:, at]).sum(-1, keepdim=True)
-                d_own = torch.ops.aten.silu_backward(d_own, own)
-                dv_bnd[:, at] += F.silu(own) * g_bRd
-                dk_bnd[:, at] += d_own * q_bRd
-                total.add_(d_own * k_bnd[:, at])
-                tables.add_own(d_own, rows)
-            dq_bnd[:, at] = total
-        _scatter(dq_bnd.mul_(call.alpha), rows, d_q)
-        _scatter(dk_bnd, rows, d_k)
-        _scatter(dv_bnd, rows, d_v)
+    tables = _TableGradients(call, heads, dtype, q.device)
+    for rows in plan(offsets, call, heads):
+        part = _Part(grad, q, k, v, rows, call, scratch, tables)
+        for strip in rows.strips:
+            part.add(strip)
+        scratch.scatter(part.dq_bnd.mul_(call.alpha), rows, d_q)
+        scratch.scatter(part.dk_bnd, rows, d_k)
+        scratch.scatter(part.dv_bnd, rows, d_v)
     return d_q, d_k, d_v, tables.position, tables.time
 
 
-def _plan(offsets: Tensor, call: Call, heads: int) -> Iterator[Rows]:
-    """Groups of short rows of like length, then the long rows one by one; empty rows drop out."""
-    bounds = offsets.tolist()
-    count = len(bounds) - 1
-    targets = [0] * count if call.num_targets is None else call.num_targets.tolist()
-    lengths = [bounds[row + 1] - bounds[row] for row in range(count)]
-    order = sorted((row for row in range(count) if lengths[row] > 0), key=lengths.__getitem__)
-    group: list[int] = []
-    for row in order:
-        length = lengths[row]
-        too_much = (len(group) + 1) * heads * length * length * 4 > GROUP_BYTES
-        if group and (too_much or length > SHORT):
-            yield _group(group, bounds, lengths, targets, offsets.device)
-            group = []
-        if length > SHORT:
-            index = torch.arange(bounds[row], bounds[row + 1], device=offsets.device)
-            end = torch.full((1, 1, 1), length - targets[row], device=offsets.device)
-            cut = blocks(length, targets[row], call.mask, BLOCK, KEYS)
-            yield Rows(bounds[row], index, None, 1, length, end, cut)
-        else:
-            group.append(row)
-    if group:
-        yield _group(group, bounds, lengths, targets, offsets.device)
+class _Part:
+    """Backward of rows that are laid out together: dq, dk, dv [G * H, n, d]."""
+
+    def __init__(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rows: Rows,
+        call: Call,
+        scratch: _Scratch,
+        tables: _TableGradients,
+    ) -> None:
+        self._rows, self._call, self._scratch, self._tables = rows, call, scratch, tables
+        self._q, self._k, self._v, self._g = (
+            scratch.gather(*x, rows) for x in (("q", q), ("k", k), ("v", v), ("g", grad))
+        )
+        if rows.kept is not None:  # a padded place repeats a token; it must not be counted again
+            self._g.unflatten(0, (rows.group, -1)).mul_(rows.kept)
+        self._q.mul_(call.alpha)
+        self._g.div_(call.divisor)
+        self.dq_bnd = scratch.take("dq", self._q.shape)
+        self.dk_bnd = scratch.take("dk", self._k.shape).zero_()
+        self.dv_bnd = scratch.take("dv", self._v.shape).zero_()
+
+    def add(self, strip: Strip) -> None:
+        """What the queries of a strip contribute."""
+        rows, scratch = self._rows, self._scratch
+        batch = slice(0, strip.count * (self._q.size(0) // rows.group))
+        at = slice(strip.start, strip.stop)
+        q_bRd, g_bRd = self._q[batch, at], self._g[batch, at]
+        total = scratch.take("total", tuple(q_bRd.shape)).zero_()
+        for keys in strip.keys:
+            between = slice(keys.start, keys.stop)
+            k_bCd, v_bCd = self._k[batch, between], self._v[batch, between]
+            tile = _tile(rows, strip, keys, self._call, q_bRd.dtype)
+            scores = _scores(q_bRd, k_bCd, tile, self._call, scratch)
+            d_scores = scratch.take("d_scores", tuple(scores.shape))
+            torch.bmm(g_bRd, v_bCd.transpose(1, 2), out=d_scores)
+            torch.ops.aten.silu_backward.grad_input(d_scores, scores, grad_input=d_scores)
+            weights = F.silu(scores, inplace=True)
+            self._add_product(self.dv_bnd[batch, between], weights, g_bRd)
+            self._add_product(self.dk_bnd[batch, between], d_scores, q_bRd)
+            total.baddbmm_(d_scores, k_bCd)
+            self._tables.add(d_scores, tile)
+        if strip.own_key:
+            own = _own_scores(q_bRd, self._k[batch, at], self._call)
+            d_own = (g_bRd * self._v[batch, at]).sum(-1, keepdim=True)
+            d_own = torch.ops.aten.silu_backward(d_own, own)
+            self.dv_bnd[batch, at] += F.silu(own) * g_bRd
+            self.dk_bnd[batch, at] += d_own * q_bRd
+            total.add_(d_own * self._k[batch, at])
+            self._tables.add_own(d_own)
+        self.dq_bnd[batch, at] = total
+
+    def _add_product(self, out_bCd: Tensor, x_bRC: Tensor, y_bRd: Tensor) -> None:
+        """out += x^T y; by way of a buffer, as a batch of GEMMs wants a contiguous result."""
+        product = self._scratch.take("product", tuple(out_bCd.shape))
+        out_bCd += torch.bmm(x_bRC.transpose(1, 2), y_bRd, out=product)
 
 
-def _group(
-    group: list[int],
-    bounds: list[int],
-    lengths: list[int],
-    targets: list[int],
-    device: torch.device,
-) -> Rows:
-    """Short rows as one padded stack with a single tile."""
-    length = lengths[group[-1]]  # sorted: the last is the longest
-    starts = torch.tensor([bounds[row] for row in group], device=device)[:, None]
-    sizes = torch.tensor([lengths[row] for row in group], device=device)[:, None]
-    ends = torch.tensor([lengths[row] - targets[row] for row in group], device=device)
-    place = torch.arange(length, device=device)
-    source = (starts + torch.minimum(place, sizes - 1)).flatten()
-    keep = None
-    if lengths[group[0]] < length:
-        keep = torch.nonzero((place < sizes).flatten()).flatten()
-    block = Block(0, length, (Span(0, length, full=False),), own_key=False)
-    return Rows(bounds[group[0]], source, keep, len(group), length, ends.view(-1, 1, 1), [block])
-
-
-def _scatter(x_bnd: Tensor, rows: Rows, out: Tensor) -> None:
-    """[G * H, n, d] -> the packed tokens of `out` [L, H, d]; padded places are dropped."""
-    if rows.group == 1:
-        out[rows.start : rows.start + rows.length] = x_bnd.transpose(0, 1)
-        return
-    values = x_bnd.unflatten(0, (rows.group, -1)).transpose(1, 2).flatten(0, 1).to(out.dtype)
-    source = rows.source
-    if rows.keep is not None:
-        values, source = values.index_select(0, rows.keep), source.index_select(0, rows.keep)
-    out.index_copy_(0, source, values)
-
-
-def _kept(rows: Rows, like_bnd: Tensor) -> Tensor:
-    """1 where a padded place holds a token, else 0: [G * H, n, 1]."""
-    kept = like_bnd.new_zeros(rows.group * rows.length)
-    if rows.keep is not None:
-        kept.index_fill_(0, rows.keep, 1.0)
-    heads = like_bnd.size(0) // rows.group
-    return kept.view(rows.group, rows.length, 1).repeat_interleave(heads, dim=0)
-
-
-def _tile(rows: Rows, block: Block, span: Span, call: Call, dtype: torch.dtype) -> Tile:
+def _tile(rows: Rows, strip: Strip, keys: Keys, call: Call, dtype: torch.dtype) -> Tile:
     device = rows.source.device
-    biased = call.position_bias is not None or call.time_bias is not None
-    if span.full and not biased:
-        return Tile(None, None, None)
-    i = torch.arange(block.start, block.stop, device=device)[:, None]
-    j = torch.arange(span.start, span.stop, device=device)[None, :]
-    end, spec = rows.history_end, call.mask
+    end, spec = rows.history_end[: strip.count], call.mask
+    i = torch.arange(strip.start, strip.stop, device=device)[:, None]
+    j = torch.arange(keys.start, keys.stop, device=device)[None, :]
     time_i = time_j = query_time = None
-    if call.timestamps is not None:
-        times = call.timestamps.index_select(0, rows.source).view(rows.group, rows.length)
-        time_i = times[:, block.start : block.stop, None]
-        time_j = times[:, None, span.start : span.stop]
+    if call.timestamps is not None and (spec.timestamp_mask or call.time_bias is not None):
+        source = rows.source.view(rows.group, rows.length)[: strip.count]
+        times = call.timestamps.index_select(0, source.flatten()).view_as(source)
+        time_i = times[:, strip.start : strip.stop, None]
+        time_j = times[:, None, keys.start : keys.stop]
         place = rab.query_place(i.view(1, -1), end[:, :, 0], spec.append_stable)
         query_time = times.gather(1, place)[:, :, None]
-    seen = position = time = None
-    if not span.full:
-        seen = visible(i, j, end, spec, time_i, time_j).to(dtype)[:, None]
+    hidden = position = time = None
+    if keys.masked < keys.stop:
+        tail = slice(keys.masked - keys.start, None)
+        later = None if time_j is None else time_j[..., tail]
+        seen = visible(i, j[:, tail], end, spec, time_i, later)
+        if strip.start < spec.contextual_len or spec.timestamp_mask:  # may look beyond a short row
+            seen = seen & (j[:, tail] < rows.end[: strip.count])
+        hidden = torch.where(seen[:, None], 0.0, HIDDEN).to(dtype)
     if call.position_bias is not None:
         size = call.position_bias.size(1)
         position = rab.position_index(i, j, end, spec.contextual_len, size)
@@ -247,71 +208,67 @@ def _tile(rows: Rows, block: Block, span: Span, call: Call, dtype: torch.dtype) 
         time = rab.time_index(
             i, j, query_time, time_j, spec.contextual_len, size, call.time_bias_divisor
         )
-    return Tile(seen, position, time)
+    return Tile(hidden, position, time)
 
 
-def _scores(
-    q_bRd: Tensor, k_bCd: Tensor, tile: Tile, rows: Rows, call: Call, scratch: _Scratch
-) -> Tensor:
-    """[b, R, C]; q carries alpha already."""
+def _scores(q_bRd: Tensor, k_bCd: Tensor, tile: Tile, call: Call, scratch: _Scratch) -> Tensor:
+    """[b, R, C], HIDDEN where a pair is not seen; q carries alpha already."""
     scores = scratch.take("scores", (q_bRd.size(0), q_bRd.size(1), k_bCd.size(1)))
     torch.bmm(q_bRd, k_bCd.transpose(1, 2), out=scores)
-    by_head = scores.unflatten(0, (rows.group, -1))
     for table, index in ((call.position_bias, tile.position), (call.time_bias, tile.time)):
         if table is not None and index is not None:
-            by_head += rab.padded_table(table.to(scores.dtype))[:, index].transpose(0, 1)
+            values = rab.padded_table(table.to(scores.dtype))[:, index]
+            scores.unflatten(0, (index.size(0), -1)).add_(values.transpose(0, 1))
+    if tile.hidden is not None:
+        by_row = scores.unflatten(0, (tile.hidden.size(0), -1))
+        by_row[..., scores.size(2) - tile.hidden.size(3) :].add_(tile.hidden)
     return scores
 
 
-def _mask(weights: Tensor, tile: Tile, rows: Rows) -> Tensor:
-    """Zero what is not seen, in place: [b, R, C]."""
-    if tile.seen is not None:
-        weights.unflatten(0, (rows.group, -1)).mul_(tile.seen)
-    return weights
-
-
-def _own_scores(q_bRd: Tensor, k_bRd: Tensor, rows: Rows, call: Call) -> Tensor:
-    """q_i . k_i with the bias of distance and time zero: [b, R, 1]."""
-    scores = (q_bRd * k_bRd).sum(-1, keepdim=True)
-    by_head = scores.unflatten(0, (rows.group, -1))
+def _own_scores(q_HRd: Tensor, k_HRd: Tensor, call: Call) -> Tensor:
+    """q_i . k_i of a single row with the bias of distance and time zero: [H, R, 1]."""
+    scores = (q_HRd * k_HRd).sum(-1, keepdim=True)
     if call.position_bias is not None:
         middle = (call.position_bias.size(1) - 1) // 2
-        by_head += call.position_bias[:, middle].view(1, -1, 1, 1)
+        scores += call.position_bias[:, middle].view(-1, 1, 1)
     if call.time_bias is not None:
-        by_head += call.time_bias[:, 0].view(1, -1, 1, 1)
+        scores += call.time_bias[:, 0].view(-1, 1, 1)
     return scores
 
 
 class _TableGradients:
-    """Sums d_scores into the bias tables; tables shared by the heads sum over heads too."""
+    """Sums d_scores into the bias tables; tables shared by the heads sum over heads too.
+
+    In float64: a column takes as many terms of both signs as there are pairs of tokens.
+    """
 
     def __init__(self, call: Call, heads: int, dtype: torch.dtype, device: torch.device) -> None:
         def zeros(table: Tensor | None) -> Tensor:
             # one more column than the table: where pairs without a bias go
             shape = (0, 1) if table is None else (table.size(0), table.size(1) + 1)
-            return torch.zeros(shape, dtype=dtype, device=device)
+            return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self._heads = heads
+        self._heads, self._dtype = heads, dtype
         self._position, self._time = zeros(call.position_bias), zeros(call.time_bias)
 
     @property
     def position(self) -> Tensor:
-        return self._position[:, :-1].contiguous()
+        return self._position[:, :-1].to(self._dtype).contiguous()
 
     @property
     def time(self) -> Tensor:
-        return self._time[:, :-1].contiguous()
+        return self._time[:, :-1].to(self._dtype).contiguous()
 
-    def add(self, d_scores: Tensor, tile: Tile, rows: Rows) -> None:
+    def add(self, d_scores: Tensor, tile: Tile) -> None:
         for table, index in ((self._position, tile.position), (self._time, tile.time)):
             if index is not None:
-                d_GHRC = d_scores.unflatten(0, (rows.group, self._heads))
+                d_GHRC = d_scores.unflatten(0, (-1, self._heads))
                 d_GhRC = d_GHRC.sum(1, keepdim=True) if table.size(0) == 1 else d_GHRC
-                source = d_GhRC.transpose(0, 1).flatten(1)
-                table.index_add_(1, index.expand(rows.group, -1, -1).flatten(), source)
+                source = d_GhRC.transpose(0, 1).to(table.dtype).flatten(1)
+                table.index_add_(1, index.flatten(), source)
 
-    def add_own(self, d_scores: Tensor, rows: Rows) -> None:
+    def add_own(self, d_scores_HR1: Tensor) -> None:
         for table, column in ((self._position, (self._position.size(1) - 2) // 2), (self._time, 0)):
             if table.size(0) > 0:
-                d_H = d_scores.unflatten(0, (rows.group, self._heads)).sum((0, 2, 3))
+                d_H = d_scores_HR1.sum((1, 2))
                 table[:, column] += d_H.sum() if table.size(0) == 1 else d_H
