@@ -5,7 +5,7 @@ Rows of at most `TOGETHER` tokens are sorted, longest first, and laid out as [G,
 longest. A strip of queries [start, stop) is computed for the first `count` rows alone, those that
 reach so far, against the keys that it can see: so neither the padding nor the upper half of the
 scores costs much, and the fewer and larger operators keep all threads busy. Longer rows, and rows
-of more than `TOGETHER_CUT` tokens whose mask lets whole tiles drop out, are laid out alone and cut
+of more than `TOGETHER_SPARSE` tokens whose mask lets whole tiles drop out, are laid out alone and cut
 into `BLOCK`-row blocks against the spans that they can see (`mask.blocks`).
 """
 
@@ -21,7 +21,7 @@ from tzgen.ops.hstu_attention.call import Call
 from tzgen.ops.hstu_attention.mask import Block, MaskSpec, blocks
 
 TOGETHER = 1024  # longest row that is computed together with others
-TOGETHER_CUT = 256  # the same where windows, semi-local attention or times let tiles drop out
+TOGETHER_SPARSE = 256  # the same where windows, semi-local attention or times let tiles drop out
 STRIP = 32  # queries of a strip of rows together ...
 LONG_STRIP = 64  # ... and of rows beyond `LONG`
 LONG = 256
@@ -98,9 +98,13 @@ def plan(offsets: Tensor, call: Call, heads: int) -> Iterator[Rows]:
         yield _layout(group, call.mask, offsets.device)
 
 
+def _sparse(spec: MaskSpec) -> bool:
+    """Whether a query may miss keys that lie before its strip, other than targets."""
+    return spec.max_attn_len > 0 or spec.semi_local or spec.timestamp_mask
+
+
 def _together(spec: MaskSpec) -> int:
-    cut = spec.max_attn_len > 0 or spec.semi_local or spec.timestamp_mask
-    return min(TOGETHER, TOGETHER_CUT) if cut else TOGETHER
+    return min(TOGETHER, TOGETHER_SPARSE) if _sparse(spec) else TOGETHER
 
 
 def _strip(longest: int) -> int:
@@ -167,6 +171,7 @@ def _strips(group: list[_Row], spec: MaskSpec) -> Iterator[Strip]:
         end = min(row.length - row.targets for row in group[:count])
         ahead = spec.timestamp_mask or (start < spec.contextual_len and not spec.append_stable)
         last = longest if ahead else max(stop, min(spec.contextual_len, longest))
-        windowed = spec.max_attn_len > 0 or spec.semi_local or spec.timestamp_mask
-        masked = 0 if windowed or start < spec.contextual_len else min(start, end)
+        masked = min(start, end)
+        if _sparse(spec) or masked < spec.contextual_len:
+            masked = 0
         yield Strip(start, stop, count, (Keys(0, last, masked),), own_key=False)
