@@ -252,3 +252,29 @@ def test_random_lives_against_lists() -> None:
         assert cache.used_pages == sum(SHAPE.pages_of(x.size(0)) for x in model.values())
         for handle, want in model.items():
             assert torch.equal(held(cache, handle, 0)[0], want)
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["one piece", "two pieces"])
+@pytest.mark.parametrize("held", [0, 1, 3, 4, 7])
+@pytest.mark.parametrize("new", [0, 1, 4, 9])
+def test_a_write_of_one_sequence_lies_where_its_pages_do(
+    held: int, new: int, between: bool
+) -> None:
+    """Pages of four tokens that follow each other, or with another sequence's page between."""
+    cache = PagedKVCache(CacheShape(1, 1, 1, 1, page_size=4), num_pages=8)
+    first, other = cache.create(), cache.create()
+    values = torch.arange(1.0, held + new + 1).view(-1, 1, 1)
+    for handle, part in (
+        (first, values[:held]),
+        (other, -values[:between]),
+        (first, values[held:]),
+    ):
+        offsets = torch.tensor([0, part.size(0)])
+        with cache.write([handle], [part.size(0)]) as write:
+            assert isinstance(write._slots, slice) or (between and handle == first)
+            write.layer(0, part, part * 2, offsets)
+            write.commit()
+    (view,) = cache.views([first])
+    assert view.table is not None
+    assert torch.equal(view.k[view.table[0]].flatten(0, 1)[: held + new], values)
+    assert torch.equal(view.v[view.table[0]].flatten(0, 1)[: held + new], values * 2)

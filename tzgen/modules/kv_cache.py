@@ -220,6 +220,22 @@ class PagedKVCache:
         table = torch.tensor(rows, dtype=torch.int64).view(len(sequences), widest)
         return table.to(self.device)
 
+    def _run(self, handles: Sequence[int], counts: Sequence[int]) -> slice | None:
+        """Where the next `counts[b]` tokens go in the flat pool, if that is one piece: what a few
+        events of one sequence are, and a long one in pages that follow each other."""
+        size, first, stop = self.shape.page_size, 0, 0
+        for handle, count in zip(handles, counts, strict=True):
+            sequence = self._sequence(handle)
+            place, end = sequence.length, sequence.length + count
+            while place < end:
+                slot = sequence.pages[place // size] * size + place % size
+                if stop > first and slot != stop:
+                    return None
+                first = slot if stop == first else first
+                taken = min(size - place % size, end - place)
+                place, stop = place + taken, slot + taken
+        return slice(first, stop)
+
     def _slots(self, handles: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Where the next `counts[b]` tokens go: int64 [sum of counts], places in the flat pool."""
         sequences = [self._sequence(handle) for handle in handles]
@@ -243,7 +259,8 @@ class Write:
     ) -> None:
         self.committed, self.reserved = False, list(reserved)
         self._cache, self._handles, self._counts = cache, list(handles), list(counts)
-        self._slots = cache._slots(handles, counts)
+        run = cache._run(handles, counts)
+        self._slots = cache._slots(handles, counts) if run is None else run
         self._offsets: Tensor | None = None
         self._source: Tensor | None = None
         self._missing = set(range(cache.shape.num_layers))
@@ -285,7 +302,11 @@ class Write:
             self._source, self._offsets = self._source_of(offsets), offsets
         if self._source is not None:
             values = values.index_select(0, self._source)
-        pool.flatten(0, 1).index_copy_(0, self._slots, values)
+        flat = pool.flatten(0, 1)
+        if isinstance(self._slots, slice):
+            flat[self._slots] = values
+        else:
+            flat.index_copy_(0, self._slots, values)
 
     def _source_of(self, offsets: Tensor) -> Tensor | None:
         """Which tokens are kept; None where all are."""
@@ -297,5 +318,5 @@ class Write:
         if lengths == self._counts:
             return None
         counts = torch.tensor(self._counts, dtype=torch.int64, device=offsets.device)
-        rows, places = jagged.place_index(counts, self._slots.size(0))
+        rows, places = jagged.place_index(counts, sum(self._counts))
         return offsets[rows] + places

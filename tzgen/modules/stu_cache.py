@@ -183,8 +183,11 @@ def continued(
     `targets`: whether they are candidates or events. Places and lengths are those of whole rows, as
     positions and domains read them; offsets and max_len are of the new tokens, as attention does.
     """
-    rows, within = jagged.place_index(lengths, x.size(0))
     index = torch.arange(x.size(0), device=x.device)
+    if lengths.size(0) == 1 and not torch.compiler.is_compiling():  # one user's request
+        rows, within = torch.zeros_like(index), index
+    else:
+        rows, within = jagged.place_index(lengths, x.size(0))
     return TokenSequence(
         x=x,
         lengths=cached + lengths,
