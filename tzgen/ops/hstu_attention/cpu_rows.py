@@ -4,9 +4,9 @@
 Rows of at most `TOGETHER` tokens are sorted, longest first, and laid out as [G, H, n, d], n the
 longest. A strip of queries [start, stop) is computed for the first `count` rows alone, those that
 reach so far, against the keys that it can see: so neither the padding nor the upper half of the
-scores costs much, and the fewer and larger operators keep all threads busy. Longer rows, and rows
-of more than `TOGETHER_SPARSE` tokens whose mask lets whole tiles drop out, are laid out alone and cut
-into `BLOCK`-row blocks against the spans that they can see (`mask.blocks`).
+scores costs much, and the fewer and larger operators keep all threads busy. Longer rows (with a
+mask that lets whole tiles drop out: than `TOGETHER_SPARSE`) are laid out alone and cut into
+`BLOCK`-row blocks against the spans that they can see (`mask.blocks`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tzgen.ops.hstu_attention.call import Call
 from tzgen.ops.hstu_attention.mask import Block, MaskSpec, blocks
 
 TOGETHER = 1024  # longest row that is computed together with others
-TOGETHER_SPARSE = 256  # the same where windows, semi-local attention or times let tiles drop out
+TOGETHER_SPARSE = 256  # the same under windows, semi-local attention or times
 STRIP = 32  # queries of a strip of rows together ...
 LONG_STRIP = 64  # ... and of rows beyond `LONG`
 LONG = 256
