@@ -59,9 +59,20 @@ def test_what_cannot_be_used_is_named(world: Path) -> None:
         run(world, history_field="history")
     with pytest.raises(UserError, match="is int64; expected a list"):
         run(world, history_field="target_item_id", target_field="none")
-    pq.write_table(pa.table({"item_id": [100, 101]}), world / "items.parquet")
+    pq.write_table(pa.table({"item_id": [100, 101, 102]}), world / "items.parquet")
     with pytest.raises(UserError, match="is not among the items"):
         run(world)
+    pq.write_table(pa.table({"item_id": [*range(100, 140), 101]}), world / "items.parquet")
+    with pytest.raises(UserError, match="item 101 has more than one row"):
+        run(world)
+    pq.write_table(pa.table({"item_id": [[1.0]] * 40}), world / "items.parquet")
+    with pytest.raises(UserError, match="expected integers or text"):
+        run(world)
+    with pytest.raises(UserError, match="--window 0"):
+        run(world, window=0)
+    pq.write_table(pa.table({"item_id": range(100, 140)}), world / "items.parquet")
+    with pytest.raises(UserError, match="41 clusters for 40 items"):
+        run(world, sizes=(2, 41))
     assert not (world / "codes").exists()
     (world / "codes").mkdir()
     with pytest.raises(UserError, match="exists"):

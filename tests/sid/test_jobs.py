@@ -15,9 +15,10 @@ import pytest
 from google.protobuf import text_format
 
 from tzgen.errors import UserError
+from tzgen.log import LOGGER
 from tzgen.protos.pipeline_pb2 import PipelineConfig
 from tzgen.sid.bundle import Bundle, open_bundle
-from tzgen.sid.jobs import bundle_job, codes_flags
+from tzgen.sid.jobs import bundle_job, codes_flags, report_job
 
 
 def predictions(
@@ -143,6 +144,25 @@ def test_fit_refuses_before_it_trains(tmp_path: Path) -> None:
         codes_flags(fit_flags(root), plain)
 
 
+def test_a_report_is_no_part_of_a_generation_and_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, said = tmp_path / "sids", []
+    codes = predictions(tmp_path / "p.parquet", 0, 20)
+    publish(root, codes)
+    flags = {
+        "bundle_path": str(root), "generation": "g1", "item_input_path": str(codes),
+        "item_id_field": "item_id", "title_field": "name", "vector_field": "codes", "output": None,
+    }  # fmt: skip
+    for output, text in ((root / "g1" / "r", "never changed"), (codes, "is a file")):
+        with pytest.raises(UserError, match=text):
+            report_job(argparse.Namespace(**(flags | {"output": str(output)})))
+    monkeypatch.setattr(LOGGER, "info", lambda text, *values: said.append(text % values))
+    assert report_job(argparse.Namespace(**flags)) == root / "g1-report" / "report.md"
+    assert said[0] == f"{codes} has no column 'name': left out of the report"
+    open_bundle(root / "g1")
+
+
 def test_an_append_to_ids_without_a_suffix_makes_none(tmp_path: Path) -> None:
     root = tmp_path / "sids"
     publish(root, predictions(tmp_path / "a.parquet", 0, 15), policy="none")
@@ -168,6 +188,13 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         publish(root, codes, code_field="sids")
     with pytest.raises(UserError, match="--generation is needed"):
         publish(root, codes, generation="")
+    for name in ("a/b", "..", ".a", "/tmp/a"):
+        with pytest.raises(UserError, match="expected a plain name"):
+            publish(root, codes, generation=name)
+    with pytest.raises(UserError, match="--capacity 0"):
+        publish(root, codes, capacity=0)
+    with pytest.raises(UserError, match="--suffix_size -1"):
+        publish(root, codes, suffix_size=-1)
     with pytest.raises(UserError, match=r"code [567] at level 1; expected 0 to 4"):
         publish(root, codes, codebook="3,5")
     assert not root.exists()

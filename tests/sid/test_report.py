@@ -31,7 +31,7 @@ def bundle(root: Path, n: int = 30, policy: str = "suffix") -> Bundle:
 
 def test_the_report_has_everything(tmp_path: Path) -> None:
     made = bundle(tmp_path)
-    titles = [f"Title {i}" for i in range(30)]
+    titles = [f"Title {i}" + " and more of it" * 10 * (i == 0) for i in range(30)]
     vectors = np.random.default_rng(1).normal(size=(30, 5)).astype(np.float32)
     path = write_report(made, tmp_path / "report", titles=titles, vectors=vectors)
     text = path.read_text()
@@ -39,7 +39,8 @@ def test_the_report_has_everything(tmp_path: Path) -> None:
     unique = body["quality"]["tokenizer"]["unique_ratio"]
     assert f"| tokenizer | 30 | {body['quality']['tokenizer']['distinct']} | {unique:.4f}" in text
     assert "| published | 30 | 30 | 1.0000 | 30 | 1 |" in text
-    assert "Title " in text and "neighbours with this prefix" in text
+    assert titles[0] not in text and titles[0][:60] in text, "long titles are cut"
+    assert "neighbours with this prefix" in text
     assert len(body["neighbour_share"]["share"]) == 3
     for name in ("levels.png", "groups.png"):
         picture = (tmp_path / "report" / name).read_bytes()

@@ -71,7 +71,9 @@ class Bundle:
 
 
 def require_new(root: Path, generation: str) -> Path:
-    """The folder of a generation that is to be; UserError when it exists."""
+    """The folder of a generation that is to be; UserError when it exists, or is no plain name."""
+    if Path(generation).name != generation or generation.startswith("."):
+        raise UserError(f"--generation {generation!r}: expected a plain name, as of a folder")
     target = root / generation
     if target.exists():
         raise UserError(

@@ -22,6 +22,7 @@ from tzgen.sid.cooccurrence import build_graph, cluster_codes
 from tzgen.sid.folder import staged, write_manifest
 from tzgen.sid.rows import equal_lists, read_all
 from tzgen.sid.space import Ints
+from tzgen.sid.table import sorted_ids
 
 MANIFEST = "_manifest.json"
 
@@ -42,9 +43,16 @@ def cluster_items(
     column); the codebook. Raises UserError when `output` exists."""
     if output.exists():
         raise UserError(f"--output {output} exists: name another folder, or remove it")
+    if window < 1:
+        raise UserError(f"--window {window}: expected how far apart a pair may be, >= 1")
     catalogue = ParquetDataset(items)
     ids = read_all(catalogue, [item_id_field])[item_id_field].combine_chunks()
-    ordered = ids.take(pc.sort_indices(ids))
+    ordered = sorted_ids(ids)
+    if max(sizes) > len(ordered):
+        raise UserError(
+            f"--codebook {','.join(map(str, sizes))}: a level of {max(sizes)} clusters for "
+            f"{len(ordered)} items; expected fewer clusters than items, for example 64,64"
+        )
     reader = ParquetDataset(sequences)
     rows = read_all(reader, [history_field], optional=[target_field])
     places, offsets = _packed(rows, history_field, target_field, ordered)

@@ -61,12 +61,20 @@ def codes_flags(args: argparse.Namespace, config: Any) -> argparse.Namespace:
 
 def _require_publishable(args: argparse.Namespace, model: Any) -> None:
     """What bundle would refuse at the end is refused before anything is trained."""
+    _check_numbers(args)
     root = Path(_given(args, "bundle_path"))
     require_new(root, _given(args, "generation"))
     before = open_bundle(root / args.from_generation) if args.from_generation else None
     has_field = "candidate_output_config" in model.DESCRIPTOR.fields_by_name
     offered = has_field and model.candidate_output_config.enabled
     check_policy(_policy(args, before), offered=offered)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.capacity < 1:
+        raise UserError(f"--capacity {args.capacity}: expected the items that an ID may hold, >= 1")
+    if (args.suffix_size or 0) < 0:
+        raise UserError(f"--suffix_size {args.suffix_size}: expected how many codes it has, >= 1")
 
 
 def embed_job(args: argparse.Namespace) -> None:
@@ -120,6 +128,8 @@ def bundle_job(args: argparse.Namespace, notes: Mapping[str, Any]) -> Bundle:
     With --from_generation the items that it does not hold are added to it.
     """
     root = Path(_given(args, "bundle_path"))
+    require_new(root, _given(args, "generation"))
+    _check_numbers(args)
     reader = ParquetDataset(_given(args, "codes_path"))
     rows = read_all(reader, [args.item_id_field, args.code_field], optional=(CANDIDATES, SCORES))
     item_id = rows[args.item_id_field].combine_chunks()
@@ -173,11 +183,18 @@ def report_job(args: argparse.Namespace) -> Path:
     """Measure a generation into --output (default: beside it, `<generation>-report`)."""
     bundle = open_bundle(Path(_given(args, "bundle_path")) / _given(args, "generation"))
     folder = Path(args.output or f"{bundle.path}-report")
+    if bundle.path.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(f"--output {folder} is in the generation, which is never changed")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file; expected a folder to write: name another")
     titles = vectors = None
     if args.item_input_path:
         reader = ParquetDataset(args.item_input_path)
         there = reader.schema.names
-        wanted = [name for name in (args.title_field, args.vector_field) if name in there]
+        asked = (args.title_field, args.vector_field)
+        wanted = [name for name in asked if name in there]
+        for name in set(asked) - set(wanted):
+            LOGGER.info("%s has no column %r: left out of the report", args.item_input_path, name)
         rows = read_all(reader, [args.item_id_field, *wanted])
         order = rows_for(bundle, rows[args.item_id_field].combine_chunks(), "items given")
         if args.title_field in wanted:

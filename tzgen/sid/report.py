@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from tzgen.sid.quality import (
 from tzgen.sid.space import Ints, SidSpace
 
 GROUPS, MEMBERS, EXAMPLES, NEAR = 10, 6, 5, 5
+TITLE = 80  # characters
 
 
 def write_report(
@@ -55,7 +57,8 @@ def write_report(
     }
     _write(folder / "report.json", json.dumps(body, indent=1))
     plots = _plot(qualities, table.origin, before, folder)
-    names = table.item_id.to_pylist() if titles is None else list(titles)
+    named = table.item_id.to_pylist() if titles is None else titles
+    names = [shorten(str(name), TITLE, placeholder="...") for name in named]
     text = _markdown(bundle, qualities, overlap, names, vectors, plots)
     _write(folder / "report.md", text)
     return folder / "report.md"
@@ -132,7 +135,7 @@ def _nearest(codes: Ints, space: SidSpace, names: Sequence[Any]) -> list[str]:
         shared = np.cumprod(codes == codes[row], axis=1).sum(axis=1)
         shared[row] = -1
         near = np.argsort(-shared, kind="stable")[: min(NEAR, len(codes) - 1)]
-        told = "; ".join(f"{names[i]} ({shared[i]} codes)" for i in near)
+        told = "; ".join(f"{names[i]} (codes shared: {shared[i]})" for i in near)
         lines.append(f"- {names[row]} {tuple(codes[row].tolist())}: {told}")
     return lines
 

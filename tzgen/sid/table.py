@@ -66,17 +66,24 @@ class SidTable:
 
 def make_table(item_id: pa.Array, codes: Ints, space: SidSpace) -> SidTable:
     """Sort the tokenizer's codes [N, S] by item id; repeated or null ids are refused by name."""
+    if len(item_id) != len(codes):
+        raise UserError(f"{len(item_id)} item ids for {len(codes)} codes")
+    ordered = sorted_ids(item_id)
+    sorted_codes = codes[pc.sort_indices(item_id).to_numpy()]
+    space.check(sorted_codes, ordered.to_numpy(zero_copy_only=False))
+    return SidTable(ordered, sorted_codes, sorted_codes, np.zeros(len(codes), np.int64), space)
+
+
+def sorted_ids(item_id: pa.Array) -> pa.Array:
+    """The ids of a catalogue in order; none, null, repeated ones and other types are refused."""
     if item_id.null_count:
         row = int(np.flatnonzero(item_id.is_null().to_numpy(zero_copy_only=False))[0])
         raise UserError(f"row {row} has no item id (null): every item needs one")
-    if len(item_id) != len(codes):
-        raise UserError(f"{len(item_id)} item ids for {len(codes)} codes")
     if not len(item_id):
-        raise UserError("the catalogue is empty: no item was given codes")
+        raise UserError("the catalogue is empty: there is no item to give codes to")
     if not (is_text(item_id) or pa.types.is_integer(item_id.type)):
         raise UserError(f"item ids of type {item_id.type}: expected integers or text")
-    order = pc.sort_indices(item_id).to_numpy()
-    ordered = item_id.take(pa.array(order))
+    ordered = item_id.take(pc.sort_indices(item_id))
     if len(ordered) > 1:
         same = pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)
         if same.any():
@@ -85,9 +92,7 @@ def make_table(item_id: pa.Array, codes: Ints, space: SidSpace) -> SidTable:
                 f"item {name!r} has more than one row ({int(same.sum())} rows repeat an item): an "
                 "item gets one ID. Remove the repeated rows"
             )
-    sorted_codes = codes[order]
-    space.check(sorted_codes, ordered.to_numpy(zero_copy_only=False))
-    return SidTable(ordered, sorted_codes, sorted_codes, np.zeros(len(order), np.int64), space)
+    return ordered
 
 
 def resolved_table(table: SidTable, resolution: Resolution) -> SidTable:
