@@ -189,7 +189,7 @@ class STUStack(nn.Module):
         )
 
     def _stu_layers(self) -> list[STULayer]:
-        return [cast(STULayer, layer) for layer in self.layers]
+        return cast(list[STULayer], list(self.layers))
 
 
 def _kept(
