@@ -56,7 +56,11 @@ class _Scratch:
         if rows.group == 1:
             source = x[rows.start : rows.start + rows.length][None]
         else:
-            source = x.index_select(0, rows.source).unflatten(0, (rows.group, rows.length))
+            packed = None
+            if x.dtype == self._dtype:
+                packed = self.take("packed", (rows.source.numel(), *x.shape[1:]))
+            source = torch.index_select(x, 0, rows.source, out=packed)
+            source = source.unflatten(0, (rows.group, rows.length))
         out = self.take(name, (rows.group, x.size(1), rows.length, x.size(2)))
         return out.copy_(source.transpose(1, 2)).flatten(0, 1)
 
@@ -84,12 +88,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, call: Call) -> Ten
         out_bnd = scratch.take("out", v_bnd.shape)
         for strip in rows.strips:
             q_bRd = q_bnd[: strip.count * heads, strip.start : strip.stop]
-            total = scratch.take("total", (*q_bRd.shape[:2], v.size(2))).zero_()
+            total = scratch.take("total", (*q_bRd.shape[:2], v.size(2)))
+            if not strip.keys:
+                total.zero_()
             for keys in strip.keys:
                 k_bCd, v_bCd = (x[: q_bRd.size(0), keys.start : keys.stop] for x in (k_bnd, v_bnd))
                 tile = _tile(rows, strip, keys, call, dtype)
                 weights = F.silu(_scores(q_bRd, k_bCd, tile, call, scratch), inplace=True)
-                total.baddbmm_(weights, v_bCd)
+                total.baddbmm_(weights, v_bCd, beta=0 if keys is strip.keys[0] else 1)
             if strip.own_key:
                 own = _own_scores(q_bRd, k_bnd[:, strip.start : strip.stop], call)
                 total.add_(F.silu(own) * v_bnd[:, strip.start : strip.stop])
@@ -139,7 +145,7 @@ class _Part:
             self._g.unflatten(0, (rows.group, -1)).mul_(rows.kept)
         self._q.mul_(call.alpha)
         self._g.div_(call.divisor)
-        self.dq_bnd = scratch.take("dq", self._q.shape)
+        self.dq_bnd = self._q  # a strip's queries are not read again
         self.dk_bnd = scratch.take("dk", self._k.shape).zero_()
         self.dv_bnd = scratch.take("dv", self._v.shape).zero_()
 
@@ -149,7 +155,9 @@ class _Part:
         batch = slice(0, strip.count * (self._q.size(0) // rows.group))
         at = slice(strip.start, strip.stop)
         q_bRd, g_bRd = self._q[batch, at], self._g[batch, at]
-        total = scratch.take("total", tuple(q_bRd.shape)).zero_()
+        total = scratch.take("total", tuple(q_bRd.shape))
+        if not strip.keys:
+            total.zero_()
         for keys in strip.keys:
             between = slice(keys.start, keys.stop)
             k_bCd, v_bCd = self._k[batch, between], self._v[batch, between]
@@ -161,7 +169,7 @@ class _Part:
             weights = F.silu(scores, inplace=True)
             self._add_product(self.dv_bnd[batch, between], weights, g_bRd)
             self._add_product(self.dk_bnd[batch, between], d_scores, q_bRd)
-            total.baddbmm_(d_scores, k_bCd)
+            total.baddbmm_(d_scores, k_bCd, beta=0 if keys is strip.keys[0] else 1)
             self._tables.add(d_scores, tile)
         if strip.own_key:
             own = _own_scores(q_bRd, self._k[batch, at], self._call)

@@ -25,7 +25,7 @@ TOGETHER_SPARSE = 256  # the same under windows, semi-local attention or times
 STRIP = 32  # queries of a strip of rows together ...
 LONG_STRIP = 64  # ... and of rows beyond `LONG`
 LONG = 256
-TILE_BYTES = 8 << 20  # score bytes of a strip: fits the last cache, and the layouts stay small
+TILE_BYTES = 4 << 20  # score bytes of a strip: fits the last cache, and the layouts stay small
 BLOCK = 256  # queries of a block of a long row
 KEYS = 1024  # keys of a span of a long row: bounds the tile to H * BLOCK * KEYS numbers
 
