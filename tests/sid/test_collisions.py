@@ -198,6 +198,13 @@ def test_what_is_missing_or_wrong_is_said() -> None:
         resolve(codes, SPACE, "sinkhorn_last_level", candidates=Candidates(codes[:, -1:]))
     with pytest.raises(UserError, match="candidate 0 of row 2 is 6"):
         resolve(codes[:3], SPACE, "next_best", candidates=Candidates(np.array([[0], [1], [6]])))
+    for scores, text in (
+        ([[0.0], [np.nan], [1.0]], "score of candidate 0 of row 1 is nan"),
+        ([[0.0, 1.0]] * 3, r"scores of shape \(3, 2\): expected \(3, 1\)"),
+    ):
+        odd = Candidates(np.array([[0], [1], [2]]), np.array(scores))
+        with pytest.raises(UserError, match=text):
+            resolve(codes[:3], SPACE, "next_best", candidates=odd)
     wide = SidSpace((2**40, 2**40))
     with pytest.raises(UserError, match="63 bits"):
         resolve(codes[:, :2], wide, "next_best", candidates=Candidates(codes[:, :1]))

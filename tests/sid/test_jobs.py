@@ -83,6 +83,16 @@ def test_an_append_keeps_what_is_published(tmp_path: Path, policy: str) -> None:
         publish(root, both, "g3", from_generation="g1", codebook="3,9")
 
 
+def test_an_append_has_ids_of_the_same_kind(tmp_path: Path) -> None:
+    codes = predictions(tmp_path / "a.parquet", 0, 15)
+    publish(tmp_path / "sids", codes, suffix_size=9)
+    rows = pq.read_table(codes)
+    text = rows.set_column(0, "item_id", rows["item_id"].cast(pa.string()))
+    pq.write_table(text, tmp_path / "text.parquet")
+    with pytest.raises(UserError, match=r"item ids of type string, where .* of type int64"):
+        publish(tmp_path / "sids", tmp_path / "text.parquet", "g2", from_generation="g1")
+
+
 def test_codes_of_another_tokenizer_are_not_appended(tmp_path: Path) -> None:
     root = tmp_path / "sids"
     publish(root, predictions(tmp_path / "a.parquet", 0, 15), suffix_size=9)
@@ -161,6 +171,11 @@ def test_a_report_is_no_part_of_a_generation_and_says_what_it_lacks(
     assert report_job(argparse.Namespace(**flags)) == root / "g1-report" / "report.md"
     assert said[0] == f"{codes} has no column 'name': left out of the report"
     open_bundle(root / "g1")
+    rows = {"item_id": range(20), "codes": [[1.0]] * 7 + [[float("nan")]] + [[0.0]] * 12}
+    pq.write_table(pa.table(rows), tmp_path / "nan.parquet")
+    flags["item_input_path"] = str(tmp_path / "nan.parquet")
+    with pytest.raises(UserError, match=r"1 items hold NaN or infinity, e\.g\. of item 7"):
+        report_job(argparse.Namespace(**flags))
 
 
 def test_an_append_to_ids_without_a_suffix_makes_none(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def test_all_row_groups_are_read_in_order(tmp_path: Path) -> None:
     )
     reader = ParquetDataset(str(tmp_path / "x.parquet"))
     rows = read_all(reader, ["a"], optional=["b", "c"])
+    assert read_all(reader, ["a"], optional=["a"]).column_names == ["a"]
     assert rows.column_names == ["a", "b"] and rows["a"].to_pylist() == list(range(10))
     with pytest.raises(UserError, match="no column 'c'; it has a, b"):
         read_all(reader, ["c"])

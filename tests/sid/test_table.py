@@ -59,6 +59,19 @@ def test_the_trie_finds_the_row_of_every_item() -> None:
     assert made.rows_of(pa.array([9, 4, 3, None])).tolist() == [2, -1, 0, -1]
 
 
+def test_ids_of_the_other_kind_are_refused() -> None:
+    codes = [[0, 1], [2, 2]]
+    for mine, theirs in (
+        (pa.array([5, 3]), pa.array(["5"])),
+        (pa.array(["5", "3"]), pa.array([5])),
+    ):
+        made = table(mine, codes)
+        with pytest.raises(UserError, match="store both as text or both as integers"):
+            made.rows_of(theirs)
+        assert made.rows_of(pa.array([None])).tolist() == [-1]
+        assert made.rows_of(mine.dictionary_encode()).tolist() == [1, 0]
+
+
 def test_merging_keeps_everybodys_id() -> None:
     first = table(pa.array([1, 5]), [[0, 0], [1, 1]], "none")
     second = table(pa.array([3]), [[0, 0]], "none")

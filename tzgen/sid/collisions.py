@@ -135,6 +135,15 @@ def _check_candidates(candidates: Candidates, space: SidSpace, items: int) -> No
     found = candidates.codes
     if found.ndim != 2 or len(found) != items:
         raise UserError(f"candidate codes of shape {found.shape}: expected [{items}, topk]")
+    costs = candidates.costs
+    if costs is not None and costs.shape != found.shape:
+        raise UserError(f"candidate scores of shape {costs.shape}: expected {found.shape}")
+    if costs is not None and not np.isfinite(costs).all():
+        row, column = (int(axis[0]) for axis in np.nonzero(~np.isfinite(costs)))
+        raise UserError(
+            f"the score of candidate {column} of row {row} is {costs[row, column]}: expected a "
+            "distance. Look at the vectors that the codes are of"
+        )
     wrong = (found < 0) | (found >= space.codebook[-1])
     if wrong.any():
         row, column = (int(axis[0]) for axis in np.nonzero(wrong))

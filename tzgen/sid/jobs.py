@@ -201,9 +201,20 @@ def report_job(args: argparse.Namespace) -> Path:
             titles = rows[args.title_field].take(pa.array(order)).to_pylist()
         if args.vector_field in wanted:
             vectors = matrix(rows[args.vector_field], args.vector_field, np.float32)[order]
+            _require_finite(vectors, bundle, args.vector_field)
     path = write_report(bundle, folder, titles=titles, vectors=vectors)
     LOGGER.info("report in %s", path)
     return path
+
+
+def _require_finite(vectors: np.ndarray[Any, Any], bundle: Bundle, column: str) -> None:
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
+        name = bundle.table.item_id[int(bad.argmax())].as_py()
+        raise UserError(
+            f"column {column!r}: the vectors of {int(bad.sum())} items hold NaN or infinity, e.g. "
+            f"of item {name!r}: embed them again, or give another --vector_field"
+        )
 
 
 def _codebook(args: argparse.Namespace, codes: Ints, before: Bundle | None) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def read_all(
         raise UserError(
             f"{reader.files[0].path} has no column {missing[0]!r}; it has {', '.join(there)}"
         )
-    names = [*dict.fromkeys(columns), *(name for name in optional if name in there)]
+    names = list(dict.fromkeys([*columns, *(name for name in optional if name in there)]))
     batches = [
         reader.read_rows(file, group, names)
         for file, info in enumerate(reader.files)

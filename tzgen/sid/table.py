@@ -52,7 +52,17 @@ class SidTable:
         return digest.hexdigest()
 
     def rows_of(self, item_id: pa.Array) -> Ints:
-        """Row of each id in this table, -1 for ids (or nulls) that it does not hold; [n]."""
+        """Row of each id in this table, -1 for ids (or nulls) that it does not hold; [n].
+
+        UserError where ids are text and the table's integers, or the other way round.
+        """
+        if pa.types.is_dictionary(item_id.type):
+            item_id = item_id.dictionary_decode()
+        if item_id.null_count < len(item_id) and is_text(item_id) != is_text(self.item_id):
+            raise UserError(
+                f"item ids of type {item_id.type}, where semantic IDs were given to ids of type "
+                f"{self.item_id.type}: store both as text or both as integers"
+            )
         found = pc.index_in(item_id.cast(self.item_id.type), value_set=self.item_id)
         return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
