@@ -101,8 +101,13 @@ class STUStack(nn.Module):
         `states` False leaves out what only the last layer's states need: the tokens that come back
         are then those that enter it.
         """
-        domains = tokens.domains if self.by_domain else None
         lengths = tokens.offsets.diff()
+        if self.truncation is None:
+            nothing = (self._nothing_cached(tokens),) * len(self.layers)
+            short = self._in_one_call(tokens, nothing, keep=True, states=states)
+            if short is not None:
+                return tokens.with_x(short[0]), self._all_kept(short, tokens, lengths)
+        domains = tokens.domains if self.by_domain else None
         caches: list[CachedKV] = []
         for index, layer in enumerate(self._stu_layers()):
             if self.truncation is not None and index == self.truncation.split_layer:
@@ -130,13 +135,8 @@ class STUStack(nn.Module):
         """
         if self.truncation is not None:
             raise ValueError("attention truncation cuts events off when newer ones arrive")
-        x, keys, values = self._behind(tokens, caches, keep=True, states=states)
-        lengths, layers = tokens.offsets.diff(), self._stu_layers()
-        new = tuple(
-            _kept(layer, k, v, tokens, lengths)
-            for layer, k, v in zip(layers, keys, values, strict=True)
-        )
-        return tokens.with_x(x), new
+        made = self._behind(tokens, caches, keep=True, states=states)
+        return tokens.with_x(made[0]), self._all_kept(made, tokens, tokens.offsets.diff())
 
     def score(self, tokens: TokenSequence, caches: LayerCaches) -> TokenSequence:
         """States of candidates (stu_cache.continued) behind the cached rows."""
@@ -150,16 +150,11 @@ class STUStack(nn.Module):
         layers, x = self._stu_layers(), tokens.x
         if len(layers) != len(caches):
             raise ValueError(f"{len(layers)} layers have a cache each; got {len(caches)}")
-        first = layers[0]
-        fast = not (self.training or self.by_domain)
-        if fast and share_rows(caches) and usable(x, first.uvqk.weight, first.kernel):
-            weights = [layer.weights() for layer in layers]
-            call = first.call(tokens)
-            out, keys, values = stu_layers_cached(
-                x, weights, first.shape, tokens.offsets, caches, call, keep=keep, states=states
-            )
-            return (out if states or len(layers) > 1 else x), keys, values
-        keys, values = [], []
+        short = self._in_one_call(tokens, caches, keep=keep, states=states)
+        if short is not None:
+            return short
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         for index, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
             if states or index + 1 < len(layers):
                 x, k, v = layer.cached(x, tokens, cache)
@@ -169,6 +164,49 @@ class STUStack(nn.Module):
                 keys.append(k)
                 values.append(v)
         return x, keys, values
+
+    def _in_one_call(
+        self, tokens: TokenSequence, caches: LayerCaches, *, keep: bool, states: bool
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]] | None:
+        """`_behind` by ops.stu_cached; None where it does not apply."""
+        layers, x = self._stu_layers(), tokens.x
+        first = layers[0]
+        if self.training or self.by_domain or not share_rows(caches):
+            return None
+        if not usable(x, first.uvqk.weight, first.kernel):
+            return None
+        out, keys, values = stu_layers_cached(
+            x,
+            [layer.weights() for layer in layers],
+            first.shape,
+            tokens.offsets,
+            caches,
+            first.call(tokens),
+            keep=keep,
+            states=states,
+        )
+        return (out if states or len(layers) > 1 else x), keys, values
+
+    def _nothing_cached(self, tokens: TokenSequence) -> CachedKV:
+        """A layer's cache of rows that begin with `tokens`."""
+        shape, times = self._stu_layers()[0].shape, tokens.timestamps[:0]
+        return CachedKV(
+            tokens.x.new_empty(0, shape.num_heads, shape.attention_dim),
+            tokens.x.new_empty(0, shape.num_heads, shape.hidden_dim),
+            torch.zeros_like(tokens.lengths),
+            0,
+            timestamps=times if self._stu_layers()[0].reads_time else None,
+        )
+
+    def _all_kept(
+        self,
+        made: tuple[Tensor, list[Tensor], list[Tensor]],
+        tokens: TokenSequence,
+        lengths: Tensor,
+    ) -> LayerCaches:
+        """What `_behind` made, as caches."""
+        layers = zip(self._stu_layers(), made[1], made[2], strict=True)
+        return tuple(_kept(layer, k, v, tokens, lengths) for layer, k, v in layers)
 
     @property
     def orders_by_time(self) -> bool:
