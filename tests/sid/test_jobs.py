@@ -130,13 +130,23 @@ def fit_flags(root: Path, **changes: Any) -> argparse.Namespace:
 
 
 def test_fit_refuses_before_it_trains(tmp_path: Path) -> None:
+    items = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"item_id": [1], "vector": [[0.5]]}), items)
+
     def config(model: str) -> Any:
-        text = f'model_dir: "m" train_input_path: "items" model_config {{ {model} }}'
+        data = "data_config { dataset_type: ParquetDataset }"
+        text = f'model_dir: "m" train_input_path: "{items}" {data} model_config {{ {model} }}'
         return text_format.Parse(text, PipelineConfig())
 
     plain, root = config("sid_rqkmeans { codebook: [3, 8] }"), tmp_path / "sids"
     done = codes_flags(fit_flags(root), plain)
-    assert (done.codebook, done.predict_input_path, done.codes_path) == ("3,8", "items", "m/codes")
+    assert (done.codebook, done.predict_input_path, done.codes_path) == (
+        "3,8",
+        str(items),
+        "m/codes",
+    )
+    with pytest.raises(UserError, match=r"--item_id_field 'id': .* has item_id, vector"):
+        codes_flags(fit_flags(root, item_id_field="id"), plain)
     for model in ("sid_rqkmeans { codebook: [3, 8] }", "sid_opq {}"):
         with pytest.raises(UserError, match="needs alternatives"):
             codes_flags(fit_flags(root, policy="next_best"), config(model))
@@ -152,6 +162,10 @@ def test_fit_refuses_before_it_trains(tmp_path: Path) -> None:
     publish(root, predictions(tmp_path / "p.parquet", 0, 20))
     with pytest.raises(UserError, match="never changed"):
         codes_flags(fit_flags(root), plain)
+    append = fit_flags(root, generation="g2", from_generation="g1")
+    with pytest.raises(UserError, match=r"--codebook \[3, 9\] is not that of .* \[3, 8\]"):
+        codes_flags(append, config("sid_rqkmeans { codebook: [3, 9] }"))
+    assert codes_flags(append, plain).codebook == "3,8"
 
 
 def test_a_report_is_no_part_of_a_generation_and_says_what_it_lacks(

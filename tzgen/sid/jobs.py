@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tzgen.data.readers import ParquetDataset
+from tzgen.data.readers import ParquetDataset, open_reader
 from tzgen.errors import UserError
 from tzgen.log import LOGGER
 from tzgen.sid.bundle import Bundle, open_bundle, require_new, write_bundle
@@ -42,13 +42,17 @@ def codes_flags(args: argparse.Namespace, config: Any) -> argparse.Namespace:
         raise UserError(
             f"fit is for tokenizers (sid_*); the model is {model.DESCRIPTOR.name}: use train_eval"
         )
-    _require_publishable(args, model)
+    items = config.item_input_path or config.train_input_path
+    _require_publishable(args, model, tuple(sizes))
+    there = open_reader(config.data_config, items, None).schema.names
+    if args.item_id_field not in there:
+        raise UserError(f"--item_id_field {args.item_id_field!r}: {items} has {', '.join(there)}")
     return argparse.Namespace(
         **vars(args),
         codebook=",".join(map(str, sizes)),
         code_field="codes",
         codes_path=codes,
-        predict_input_path=config.item_input_path or config.train_input_path,
+        predict_input_path=items,
         predict_output_path=codes,
         reserved_columns=args.item_id_field,
         output_columns=None,
@@ -59,7 +63,7 @@ def codes_flags(args: argparse.Namespace, config: Any) -> argparse.Namespace:
     )
 
 
-def _require_publishable(args: argparse.Namespace, model: Any) -> None:
+def _require_publishable(args: argparse.Namespace, model: Any, sizes: tuple[int, ...]) -> None:
     """What bundle would refuse at the end is refused before anything is trained."""
     _check_numbers(args)
     root = Path(_given(args, "bundle_path"))
@@ -68,6 +72,8 @@ def _require_publishable(args: argparse.Namespace, model: Any) -> None:
     has_field = "candidate_output_config" in model.DESCRIPTOR.fields_by_name
     offered = has_field and model.candidate_output_config.enabled
     check_policy(_policy(args, before), offered=offered)
+    if before is not None:
+        _require_same_space(before, sizes)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -222,11 +228,8 @@ def _codebook(args: argparse.Namespace, codes: Ints, before: Bundle | None) -> t
     levels = codes.shape[1]
     if args.codebook:
         given = _sizes(args.codebook)
-        if before is not None and given != before.table.space.codebook[:levels]:
-            raise UserError(
-                f"--codebook {list(given)} is not that of {before.path}, "
-                f"{list(before.table.space.codebook[:levels])}: an append keeps the ID space"
-            )
+        if before is not None:
+            _require_same_space(before, given)
         return given
     if before is not None:
         return before.table.space.codebook[:levels]
@@ -239,6 +242,15 @@ def _codebook(args: argparse.Namespace, codes: Ints, before: Bundle | None) -> t
 def _whose(before: Bundle | None) -> dict[str, Any]:
     """The tokenizer that an append goes on with, where its codes alone (`bundle`) do not say."""
     return {} if before is None else {"codebook_hash": before.manifest.get("codebook_hash")}
+
+
+def _require_same_space(before: Bundle, sizes: tuple[int, ...]) -> None:
+    held = before.table.space.codebook[: before.table.origin.shape[1]]
+    if sizes != held:
+        raise UserError(
+            f"--codebook {list(sizes)} is not that of {before.path}, {list(held)}: an append keeps "
+            "the ID space"
+        )
 
 
 def _require_same_tokenizer(
