@@ -84,7 +84,6 @@ def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, call: Call) -> Ten
     out = torch.empty(v.shape, dtype=q.dtype, device=v.device)
     for rows in plan(offsets, call, heads):
         q_bnd, k_bnd, v_bnd = (scratch.gather(*x, rows) for x in (("q", q), ("k", k), ("v", v)))
-        q_bnd.mul_(call.alpha)
         out_bnd = scratch.take("out", v_bnd.shape)
         for strip in rows.strips:
             q_bRd = q_bnd[: strip.count * heads, strip.start : strip.stop]
@@ -95,11 +94,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, call: Call) -> Ten
                 k_bCd, v_bCd = (x[: q_bRd.size(0), keys.start : keys.stop] for x in (k_bnd, v_bnd))
                 tile = _tile(rows, strip, keys, call, dtype)
                 weights = F.silu(_scores(q_bRd, k_bCd, tile, call, scratch), inplace=True)
-                total.baddbmm_(weights, v_bCd, beta=0 if keys is strip.keys[0] else 1)
+                first = keys is strip.keys[0]
+                total.baddbmm_(weights, v_bCd, beta=0 if first else 1, alpha=1 / call.divisor)
             if strip.own_key:
                 own = _own_scores(q_bRd, k_bnd[:, strip.start : strip.stop], call)
-                total.add_(F.silu(own) * v_bnd[:, strip.start : strip.stop])
-            out_bnd[: q_bRd.size(0), strip.start : strip.stop] = total.div_(call.divisor)
+                values = F.silu(own) * v_bnd[:, strip.start : strip.stop]
+                total.add_(values, alpha=1 / call.divisor)
+            out_bnd[: q_bRd.size(0), strip.start : strip.stop] = total
         scratch.scatter(out_bnd, rows, out)
     return out
 
@@ -117,7 +118,7 @@ def backward(
         part = _Part(grad, q, k, v, rows, call, scratch, tables)
         for strip in rows.strips:
             part.add(strip)
-        scratch.scatter(part.dq_bnd.mul_(call.alpha), rows, d_q)
+        scratch.scatter(part.dq_bnd, rows, d_q)
         scratch.scatter(part.dk_bnd, rows, d_k)
         scratch.scatter(part.dv_bnd, rows, d_v)
     return d_q, d_k, d_v, tables.position, tables.time
@@ -143,8 +144,6 @@ class _Part:
         )
         if rows.kept is not None:  # a padded place repeats a token; it must not be counted again
             self._g.unflatten(0, (rows.group, -1)).mul_(rows.kept)
-        self._q.mul_(call.alpha)
-        self._g.div_(call.divisor)
         self.dq_bnd = self._q  # a strip's queries are not read again
         self.dk_bnd = scratch.take("dk", self._k.shape).zero_()
         self.dv_bnd = scratch.take("dv", self._v.shape).zero_()
@@ -152,6 +151,7 @@ class _Part:
     def add(self, strip: Strip) -> None:
         """What the queries of a strip contribute."""
         rows, scratch = self._rows, self._scratch
+        alpha, share = self._call.alpha, 1 / self._call.divisor
         batch = slice(0, strip.count * (self._q.size(0) // rows.group))
         at = slice(strip.start, strip.stop)
         q_bRd, g_bRd = self._q[batch, at], self._g[batch, at]
@@ -164,27 +164,29 @@ class _Part:
             tile = _tile(rows, strip, keys, self._call, q_bRd.dtype)
             scores = _scores(q_bRd, k_bCd, tile, self._call, scratch)
             d_scores = scratch.take("d_scores", tuple(scores.shape))
-            torch.bmm(g_bRd, v_bCd.transpose(1, 2), out=d_scores)
+            d_scores.baddbmm_(g_bRd, v_bCd.transpose(1, 2), beta=0, alpha=share)
             torch.ops.aten.silu_backward.grad_input(d_scores, scores, grad_input=d_scores)
             weights = F.silu(scores, inplace=True)
-            self._add_product(self.dv_bnd[batch, between], weights, g_bRd)
-            self._add_product(self.dk_bnd[batch, between], d_scores, q_bRd)
-            total.baddbmm_(d_scores, k_bCd, beta=0 if keys is strip.keys[0] else 1)
+            self._add_product(self.dv_bnd[batch, between], weights, g_bRd, share)
+            self._add_product(self.dk_bnd[batch, between], d_scores, q_bRd, alpha)
+            first = keys is strip.keys[0]
+            total.baddbmm_(d_scores, k_bCd, beta=0 if first else 1, alpha=alpha)
             self._tables.add(d_scores, tile)
         if strip.own_key:
             own = _own_scores(q_bRd, self._k[batch, at], self._call)
-            d_own = (g_bRd * self._v[batch, at]).sum(-1, keepdim=True)
+            d_own = (g_bRd * self._v[batch, at]).sum(-1, keepdim=True).mul_(share)
             d_own = torch.ops.aten.silu_backward(d_own, own)
-            self.dv_bnd[batch, at] += F.silu(own) * g_bRd
-            self.dk_bnd[batch, at] += d_own * q_bRd
-            total.add_(d_own * self._k[batch, at])
+            self.dv_bnd[batch, at].add_(F.silu(own) * g_bRd, alpha=share)
+            self.dk_bnd[batch, at].add_(d_own * q_bRd, alpha=alpha)
+            total.add_(d_own * self._k[batch, at], alpha=alpha)
             self._tables.add_own(d_own)
         self.dq_bnd[batch, at] = total
 
-    def _add_product(self, out_bCd: Tensor, x_bRC: Tensor, y_bRd: Tensor) -> None:
-        """out += x^T y; by way of a buffer, as a batch of GEMMs wants a contiguous result."""
+    def _add_product(self, out_bCd: Tensor, x_bRC: Tensor, y_bRd: Tensor, factor: float) -> None:
+        """out += factor x^T y; by way of a buffer: batches of GEMMs want a contiguous result."""
         product = self._scratch.take("product", tuple(out_bCd.shape))
-        out_bCd += torch.bmm(x_bRC.transpose(1, 2), y_bRd, out=product)
+        torch.bmm(x_bRC.transpose(1, 2), y_bRd, out=product)
+        out_bCd.add_(product, alpha=factor)
 
 
 def _tile(rows: Rows, strip: Strip, keys: Keys, call: Call, dtype: torch.dtype) -> Tile:
@@ -220,9 +222,9 @@ def _tile(rows: Rows, strip: Strip, keys: Keys, call: Call, dtype: torch.dtype) 
 
 
 def _scores(q_bRd: Tensor, k_bCd: Tensor, tile: Tile, call: Call, scratch: _Scratch) -> Tensor:
-    """[b, R, C], HIDDEN where a pair is not seen; q carries alpha already."""
+    """[b, R, C], HIDDEN where a pair is not seen."""
     scores = scratch.take("scores", (q_bRd.size(0), q_bRd.size(1), k_bCd.size(1)))
-    torch.bmm(q_bRd, k_bCd.transpose(1, 2), out=scores)
+    scores.baddbmm_(q_bRd, k_bCd.transpose(1, 2), beta=0, alpha=call.alpha)
     for table, index in ((call.position_bias, tile.position), (call.time_bias, tile.time)):
         if table is not None and index is not None:
             values = rab.padded_table(table.to(scores.dtype))[:, index]
@@ -234,8 +236,8 @@ def _scores(q_bRd: Tensor, k_bCd: Tensor, tile: Tile, call: Call, scratch: _Scra
 
 
 def _own_scores(q_HRd: Tensor, k_HRd: Tensor, call: Call) -> Tensor:
-    """q_i . k_i of a single row with the bias of distance and time zero: [H, R, 1]."""
-    scores = (q_HRd * k_HRd).sum(-1, keepdim=True)
+    """Scores of a single row's queries with themselves, distance and time zero: [H, R, 1]."""
+    scores = (q_HRd * k_HRd).sum(-1, keepdim=True).mul_(call.alpha)
     if call.position_bias is not None:
         middle = (call.position_bias.size(1) - 1) // 2
         scores += call.position_bias[:, middle].view(-1, 1, 1)
