@@ -287,7 +287,9 @@ def status(name: str) -> int:
 def child_peak(args: argparse.Namespace) -> None:
     """How much the process grows in one run of `args.peak`, on standard output."""
     bench = Bench(args)
-    small = Bench(argparse.Namespace(**{**vars(args), "history": 64, "append_history": 64}))
+    small = Bench(
+        argparse.Namespace(**{**vars(args), "history": 64, "append_history": 64, "candidates": 2})
+    )
     small.ways()[args.peak]()  # libraries take their memory now
     ctypes.CDLL(None).malloc_trim(0)
     before = status("VmRSS")
