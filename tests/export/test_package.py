@@ -27,6 +27,17 @@ def test_published_whole_and_opened(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
+def test_whoever_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    with staged(tmp_path / "p") as folder:
+        (folder / "graphs").mkdir()
+        for name in ("dense.safetensors", "graphs/full.safetensors"):
+            (folder / name).touch(mode=0o600)
+        write_manifest(folder, BODY)
+    files = [file for file in (tmp_path / "p").rglob("*") if file.is_file()]
+    wanted = (tmp_path / "p").stat().st_mode & 0o666
+    assert len(files) == 3 and {file.stat().st_mode & 0o777 for file in files} == {wanted}
+
+
 def test_a_failure_publishes_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="midway"), staged(tmp_path / "p") as folder:
         (folder / "dense.safetensors").touch()

@@ -87,6 +87,7 @@ def open_package(path: Path) -> Package:
 def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes it when the block ends well, and vanishes else.
 
+    Who may read the folder may read its files, which safetensors leaves to their owner alone.
     Raises UserError when `path` holds something that is not a package, or one and not `overwrite`.
     """
     if path.exists() and any(path.iterdir()):
@@ -104,6 +105,7 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         for file in sorted(temporary.rglob("*")):
             if file.is_file():
+                file.chmod(temporary.stat().st_mode & 0o666)
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
         if path.exists():
