@@ -19,6 +19,7 @@ from tzgen.export.writing import export_package
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stands for a built library of this machine; loading is only written down."""
+    carrying.native.available()  # the process's own library, before another stands for it
     path = tmp_path / "tzgen_native-0123.so"
     path.write_bytes(b"machine code")
     monkeypatch.setattr(carrying.native, "library_path", lambda: path)
