@@ -24,12 +24,10 @@ run. Nothing else should run on the machine.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +35,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+import peak_memory
 import torch
 from google.protobuf import text_format
 from torch import Tensor
@@ -50,7 +49,6 @@ from tzgen.modules.stu_options import STUOptions
 from tzgen.ops.hstu_attention import chosen_kernel
 from tzgen.protos import module_pb2
 
-PEAK = "BENCH_CACHED_PEAK "
 WAYS = ("uncached", "rerun", "cold", "warm", "warm_calls", "recompute", "append")
 
 
@@ -264,9 +262,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def judge(claim: Claim, seconds: Mapping[str, Sequence[float]]) -> dict[str, object]:
     pairs = zip(seconds[claim.slow], seconds[claim.fast], strict=True)
     middle, low, high = interval([slow / fast for slow, fast in pairs])
-    met = low <= claim.bar / 0.85 if claim.most else low >= 0.85 * claim.bar
-    if claim.most:
-        met = high <= claim.bar / 0.85
+    met = high <= claim.bar / 0.85 if claim.most else low >= 0.85 * claim.bar
     sign = "<=" if claim.most else ">="
     return {
         "claim": claim.text,
@@ -278,39 +274,22 @@ def judge(claim: Claim, seconds: Mapping[str, Sequence[float]]) -> dict[str, obj
     }
 
 
-def status(name: str) -> int:
-    """Bytes of a line of /proc/self/status, which has kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
 def child_peak(args: argparse.Namespace) -> None:
-    """How much the process grows in one run of `args.peak`, on standard output."""
+    """Tell how much the process grows in one run of `args.peak`."""
     bench = Bench(args)
     small = Bench(
         argparse.Namespace(**{**vars(args), "history": 64, "append_history": 64, "candidates": 2})
     )
     small.ways()[args.peak]()  # libraries take their memory now
-    ctypes.CDLL(None).malloc_trim(0)
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-    bench.ways()[args.peak]()
-    print(f"{PEAK}{max(status('VmHWM') - before, 0)}")
+    peak_memory.tell(peak_memory.growth(bench.ways()[args.peak]))
 
 
 def peaks(argv: Sequence[str]) -> dict[str, int]:
-    """Peak bytes of every way, each in a process of its own; none where /proc is missing."""
-    if platform.system() != "Linux":
+    """Peak bytes of every way, each in a process of its own; none where that cannot be measured."""
+    if not peak_memory.measurable():
         return {}
-    out = {}
-    for way in WAYS:
-        command = [sys.executable, __file__, *argv, "--peak", way]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"measuring {way} ended with {done.returncode}:\n{done.stderr}")
-        line = next(line for line in done.stdout.splitlines() if line.startswith(PEAK))
-        out[way] = int(line.removeprefix(PEAK))
-    return out
+    command = [sys.executable, __file__, *argv, "--peak"]
+    return {way: peak_memory.told([*command, way]) for way in WAYS}
 
 
 def processor() -> str:

@@ -7,7 +7,6 @@ Ratios are taken inside a round. Intervals are order statistics that enclose the
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import platform
@@ -140,11 +139,6 @@ def _processor() -> str:
     text = cpuinfo.read_text() if cpuinfo.is_file() else ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
     return f"{names[0]}, {len(names)} cores" if names else platform.processor()
-
-
-def trim() -> None:
-    """Give freed memory back, so that a peak is the next run's own."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
