@@ -5,7 +5,8 @@
     python tools/bench_attention_cpu.py --shape 8,1024,4,64 --pairs 31 --threads 1
 
 Lengths are uniform in [N / 4, N] with 1 to 10 targets a row, float32. Each pair runs the dense form
-and every kernel one after another; a ratio is dense / kernel of one pair. Printed are the median
+and every kernel one after another; a ratio is dense / kernel of one pair. Each runs once before its
+run is timed: else it would pay for the caches and pages that the other left. Printed are the median
 and its 95 % interval (order statistics), of wall clock and of processor time: on a busy machine
 the latter is the one to read. A bar is met when the lower bound is at least 0.85 of it: of wall
 clock, or of processor time with --threads 1. Rows of the memory table have N tokens.
@@ -143,6 +144,7 @@ def measure(shape: Shape, pairs: int) -> list[Result]:
     processor: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(pairs):
         for name, call in calls.items():
+            step(inputs, call)
             started, used = time.perf_counter(), time.process_time()
             step(inputs, call)
             wall[name].append(time.perf_counter() - started)
