@@ -127,3 +127,13 @@ def test_loads_once() -> None:
     if not native.available():
         pytest.skip("needs a C++ compiler")
     assert native.load() and native.load(Path("elsewhere.so"))
+
+
+def test_without_a_compiler_nothing_is_said_to_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    monkeypatch.setattr(building, "FOLDER", tmp_path)
+    assert building.main([]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "there is no C++ compiler" in line and "pure torch" in line

@@ -58,7 +58,7 @@ def build(
     target = folder / library_name(sources)
     if target.is_file():
         return target, f"native ops: {target.name} is up to date"
-    command = compiler or os.environ.get("CXX") or "g++"
+    command = compiler or _compiler()
     if shutil.which(command) is None:
         return None, f"native ops: not built, there is no C++ compiler ({command}); {FALLBACK}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +72,10 @@ def build(
                     old.unlink()
                 return target, f"native ops: built {target.name}"
     return None, f"native ops: not built, {command} failed, see {log}; {FALLBACK}"
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX") or "g++"
 
 
 def _compile(command: str, flags: Sequence[str], sources: Path, target: Path, log: Path) -> bool:
@@ -117,9 +121,9 @@ def _torch_folder() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Build, say it in one line, and succeed: the library is an accelerator, not a need."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
-    if not (SOURCES / FOLDER.name / library_name()).is_file():
+    if not (FOLDER / library_name()).is_file() and shutil.which(_compiler()) is not None:
         print("native ops: compiling (about half a minute, once)", flush=True)
-    _, told = build()
+    _, told = build(folder=FOLDER)
     print(told)
     return 0
 
