@@ -17,6 +17,7 @@ from tzgen.ops import hstu_attention as attention
 from tzgen.ops.hstu_attention.mask import MaskSpec, dense_mask
 from tzgen.ops.jagged_dense_bmm import jagged_dense_bmm_broadcast_add
 from tzgen.ops.softmax_attention import softmax_attention
+from tzgen.ops.stu_linear import stu_input
 
 EVENTS, SHOWN = [3, 6, 0, 1], [1, 3, 2, 1]  # of HSTU's rows, after truncation
 NO_PRODUCTS = {"embedding_lookup", "dropout"}  # look up and add; multiply by a mask
@@ -107,6 +108,16 @@ def test_weights_of_each_row() -> None:
             torch.randn(5, 3), torch.tensor([0, 2, 5]), torch.randn(2, 3, 4), torch.randn(2, 4)
         )
     assert counter.get_total_flops() == 2 * 5 * 3 * 4
+
+
+@pytest.mark.parametrize(("wanted", "width"), [("uvqk", 2 + 2 + 3 + 3), ("vk", 2 + 3)])
+def test_projection_to_what_is_wanted(wanted: str, width: int) -> None:
+    """The dispatcher hands arguments over without those that have their default value."""
+    x, norm, weight = torch.randn(5, 4), torch.randn(4), torch.randn(10, 4)
+    with flop_counter() as counter:
+        bias, widths = torch.randn(10), (2, 2, 3, 3)
+        stu_input(x, norm, norm, weight, bias, widths=widths, wanted=wanted)
+    assert counter.get_total_flops() == 2 * 5 * 4 * width
 
 
 def test_every_op_is_counted_or_has_nothing_to_count() -> None:

@@ -63,9 +63,11 @@ def softmax_flops(*args: Any, out_val: Any = None) -> int:
 
 
 def stu_input_flops(*args: Any, out_val: Any = None) -> int:
-    """[L, D] times the one projection to u, v, q and k."""
+    """[L, D] times the projection to those of u, v, q and k that are wanted."""
     given = _named("stu_input", args)
-    return 2 * int(given["x"].size(0)) * given["weight"].numel()
+    letters = zip("uvqk", given["widths"], strict=True)
+    width = sum(width for letter, width in letters if letter in given["wanted"])
+    return 2 * given["x"].numel() * width
 
 
 def stu_output_flops(*args: Any, out_val: Any = None) -> int:
@@ -117,7 +119,7 @@ def _pairs(length: int, num_targets: int, spec: MaskSpec, times: Tensor | None) 
 
 
 def _named(op: str, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Arguments of an op by the names of its schema."""
-    schema = getattr(torch.ops.tzgen, op).default._schema
-    names = [argument.name for argument in schema.arguments]
-    return dict(zip(names, args, strict=True))
+    """Arguments of an op by the names of its schema; the dispatcher leaves out default values."""
+    wanted = getattr(torch.ops.tzgen, op).default._schema.arguments
+    given = dict(zip((argument.name for argument in wanted), args, strict=False))
+    return {one.name: given.get(one.name, one.default_value) for one in wanted}
