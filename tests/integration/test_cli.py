@@ -166,7 +166,7 @@ def test_the_best_checkpoint_can_be_exported(world: World, tmp_path: Path) -> No
     assert manifest["step"] == min(scores, key=lambda step: scores[step])
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: AOTI needs one")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: AOTI does")
 def test_a_compiled_package_predicts_the_same(finished: Finished, tmp_path: Path) -> None:
     world, compiled = finished.world, tmp_path / "compiled"
     done = world.run(
