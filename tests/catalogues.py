@@ -15,6 +15,22 @@ from tzgen.sid.bundle import write_bundle
 from tzgen.sid.space import SidSpace
 from tzgen.sid.table import make_table
 
+# of titles that are made up
+WORDS = [
+    "red",
+    "blue",
+    "nail",
+    "polish",
+    "cream",
+    "shampoo",
+    "brush",
+    "hair",
+    "eye",
+    "liner",
+    "soft",
+    "strong",
+]
+
 
 def publish_for(path: Path, folder: Path) -> bool:
     """Publish a bundle of the items that synthesised rows are about, below `folder`, under the

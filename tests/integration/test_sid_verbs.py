@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from catalogues import WORDS
 from world import run as run_verb
 
 import tzgen.sid.__main__ as sid
@@ -41,20 +42,6 @@ RESTARTED = """sid_rqvae {
 }
 losses { recon_loss {} } losses { commitment_loss {} } losses { contrastive_recon_loss {} }"""
 OPQ = "sid_opq { num_subvectors: 2 codebook_size: 6 rounds: 2 }"
-WORDS = [
-    "red",
-    "blue",
-    "nail",
-    "polish",
-    "cream",
-    "shampoo",
-    "brush",
-    "hair",
-    "eye",
-    "liner",
-    "soft",
-    "strong",
-]
 
 
 def write_items(path: Path, count: int) -> Path:

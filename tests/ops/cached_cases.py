@@ -133,3 +133,13 @@ def pages_of(cache: CachedKV, page: int = PAGE, seed: int = 3) -> CachedKV:
 
 def offsets_of(counts: Sequence[int]) -> Tensor:
     return torch.tensor([0, *counts]).cumsum(0)
+
+
+def close(got: Tensor, want: Tensor, tolerance: float) -> None:
+    """Equal to a part of the largest value wanted, and nothing unwritten in between."""
+    assert got.shape == want.shape and got.dtype == want.dtype
+    assert torch.isfinite(got).all(), "not finite"
+    error = (got.double() - want.double()).abs()
+    largest = want.double().abs().amax().clamp(min=1e-12) if want.numel() else 1.0
+    worst = float(error.amax() / largest) if error.numel() else 0.0
+    assert worst <= tolerance, f"error {worst:.1e}"

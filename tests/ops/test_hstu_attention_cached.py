@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cached_cases import PAGE, SPECS, Cut, Joined, offsets_of, pages_of
+from cached_cases import PAGE, SPECS, Cut, Joined, close, offsets_of, pages_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,15 +30,6 @@ KERNELS = ["CPU_TORCH", pytest.param("CPU_NATIVE", marks=NATIVE)]
 def run(cut: Cut, kernel: str, **changes: Any) -> Tensor:
     options = {**cut.options, **changes}
     return hstu_attention_cached(*cut.args, max_len=1 << 20, kernel=kernel, **options)
-
-
-def close(got: Tensor, want: Tensor, tolerance: float) -> None:
-    assert got.shape == want.shape and got.dtype == want.dtype
-    assert torch.isfinite(got).all(), "not finite"
-    error = (got.double() - want.double()).abs()
-    largest = want.double().abs().amax().clamp(min=1e-12) if want.numel() else 1.0
-    worst = float(error.amax() / largest) if error.numel() else 0.0
-    assert worst <= tolerance, f"error {worst:.1e}"
 
 
 @pytest.fixture(params=KERNELS)

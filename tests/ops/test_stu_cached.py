@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cached_cases import PAGE, SPECS, contiguous, offsets_of, pages_of
+from cached_cases import PAGE, SPECS, close, contiguous, offsets_of, pages_of
 from torch import Tensor
 
 from tzgen.ops import native, stu_cached
@@ -175,15 +175,6 @@ class Cut:
         close(out, self.joined.out[self.fresh], tolerance)
         for got, want in zip([*keys, *values], [*self.joined.k, *self.joined.v], strict=True):
             close(got, want[self.fresh], tolerance)
-
-
-def close(got: Tensor, want: Tensor, tolerance: float) -> None:
-    assert got.shape == want.shape and got.dtype == want.dtype
-    assert torch.isfinite(got).all(), "not finite"
-    error = (got.double() - want.double()).abs()
-    largest = want.double().abs().amax().clamp(min=1e-12) if want.numel() else 1.0
-    worst = float(error.amax() / largest) if error.numel() else 0.0
-    assert worst <= tolerance, f"error {worst:.1e}"
 
 
 @NATIVE

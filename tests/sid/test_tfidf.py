@@ -8,25 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from catalogues import WORDS
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from tzgen.errors import UserError
 from tzgen.sid.tfidf import TfidfSvd, stored_manifest
-
-WORDS = [
-    "red",
-    "blue",
-    "nail",
-    "polish",
-    "cream",
-    "shampoo",
-    "brush",
-    "hair",
-    "eye",
-    "liner",
-    "soft",
-    "strong",
-]
 
 
 def texts(n: int = 80, seed: int = 0) -> list[str]:
